@@ -1,0 +1,127 @@
+/* The table of operations: all that other folders see of the compute code.
+ *
+ * Each operation is documented once, here.  The CPU functions in kernels/cpu are the definition: F32 activations in
+ * and out, F32 or wider sums, no atomics, results that do not depend on the number of threads.  Arrays are row-major
+ * and in dev's memory (host memory on the CPU).  Work is queued on dev: results may be read after dev_sync.
+ * Sizes and matrix views are the caller's invariants (mq_matrix_check at load time); operations return only
+ * MQ_E_NOMEM (workspace) or MQ_E_DEVICE.  One call per dev at a time. */
+#ifndef MQ_KERNELS_KERNELS_H
+#define MQ_KERNELS_KERNELS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "src/matrix.h"
+#include "src/status.h"
+#include "src/weights.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct mq_dev mq_dev;
+
+/* How to choose a token from logits. */
+typedef struct mq_sampling {
+    float temperature; /* 0: greedy, the argmax, lowest id among equals */
+    int top_k;         /* keep the k largest (ties: lower id first); 0: all */
+    float top_p;       /* then the smallest set of largest probabilities that reaches top_p; 1: all */
+    uint64_t seed;
+} mq_sampling;
+
+/* Comparison of two rows of logits over the whole vocabulary. */
+typedef struct mq_logit_stats {
+    double nll_a, nll_b; /* -log p(target), nats */
+    double kl;           /* KL(a || b), nats */
+    int32_t top_a, top_b; /* argmax, lowest id among equals */
+} mq_logit_stats;
+
+typedef struct mq_kernels {
+    const char *name; /* "cpu", "cuda" */
+
+    /* Device.  n_threads: host threads for the CPU (0: all processors).  Instruction set chosen here; isa may force one of
+     * "scalar", "avx2", "avx512" for tests (NULL: the best).  MQ_E_DEVICE: not there. */
+    mq_status (*dev_open)(mq_dev **out, int ordinal, int n_threads, const char *isa, mq_err *err);
+    void (*dev_close)(mq_dev *dev);
+    const char *(*dev_name)(const mq_dev *dev); /* for people: "cpu, 2 threads, avx512" */
+    mq_status (*alloc)(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err); /* 64-byte aligned; zeroed */
+    void (*release)(mq_dev *dev, void *p);
+    mq_status (*upload)(mq_dev *dev, void *dst, const void *src_host, int64_t n_bytes, mq_err *err);
+    mq_status (*download)(mq_dev *dev, void *dst_host, const void *src, int64_t n_bytes, mq_err *err);
+    mq_status (*dev_sync)(mq_dev *dev, mq_err *err);
+
+    /* y [n, w.rows] = x [n, w.cols] * w^T, any scheme of mq_matrix.  Large-M form: may widen blocks of w and call BLAS; the
+     * order of sums is free but does not depend on the number of threads.  n >= 0. */
+    mq_status (*linear)(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err);
+
+    /* The same product in the fixed order of the decode step: a row's bits depend on that row of x and on w alone, not on n, on
+     * other rows, on threads or on the instruction set (scalar, AVX2 and AVX-512 agree bit for bit).  Never BLAS.
+     * Meant for n <= 8, right for any n. */
+    mq_status (*linear_fixed)(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err);
+
+    /* out [n, m.cols] = rows ids[i] of m, widened (embedding). */
+    mq_status (*embed)(mq_dev *dev, float *out, const mq_matrix *m, const int32_t *ids, int64_t n, mq_err *err);
+
+    /* y = x * rsqrt(mean(x^2) + eps) * weight, per row of cols; y may be x.  Mean of squares in double. */
+    mq_status (*rmsnorm)(mq_dev *dev, float *y, const float *x, const float *weight, double eps, int64_t n, int64_t cols,
+                         mq_err *err);
+
+    /* Rotate the first rotary_dims of each head in place, rotate-half inside them (pairs i, i + rotary_dims/2), row i at
+     * position pos0 + i; x [n, n_heads, head_dim].  Angles position * theta^(-2i/rotary_dims), inv_freq rounded to F32 and the
+     * product rounded to F32 as the transformers port does, cos and sin then correctly from that. */
+    mq_status (*rope)(mq_dev *dev, float *x, int64_t n, int n_heads, int head_dim, int rotary_dims, double theta,
+                      int64_t pos0, mq_err *err);
+
+    /* Store rows at positions pos0 .. pos0 + n - 1: k [n, n_kv_heads * head_dim], v [n, n_kv_heads * v_head_dim] times v_scale. */
+    mq_status (*kv_store)(mq_dev *dev, const mq_kv *kv, const float *k, const float *v, float v_scale, int64_t n,
+                          int64_t pos0, mq_err *err);
+
+    /* Causal attention of rows at positions pos0 + i over keys pos - window < j <= pos (window 0: all), keys read from kv;
+     * the rows' own keys are stored already.  q [n, n_heads, head_dim], out [n, n_heads, v_head_dim]; logits times
+     * 1/sqrt(head_dim); sink [n_heads] joins the softmax's denominator (NULL: none).  kv holds every visible key:
+     * n_slots >= min(pos0 + n, window + n - 1).  Fixed order: a row's bits depend on its own query and keys alone. */
+    mq_status (*attention)(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads, const float *sink,
+                           int window, int64_t n, int64_t pos0, mq_err *err);
+
+    /* h [n, width] = silu(gate) * up.  interleaved: gate_up [n, 2 width] in mq_gate_up_row order is passed as gate, up is
+     * NULL; otherwise gate and up are [n, width]. */
+    mq_status (*swiglu)(mq_dev *dev, float *h, const float *gate, const float *up, bool interleaved, int64_t n,
+                        int64_t width, mq_err *err);
+
+    /* Router: s = sigmoid(logits [n, n_experts]); choose the topk largest of s + bias (ties: lower expert); ids [n, topk] in
+     * ascending expert order, coef [n, topk] = s of the chosen, divided by (their sum + 1e-20) where norm, times scaling.
+     * margin [n] (may be NULL): selection score of the last chosen minus that of the best not chosen. */
+    mq_status (*route)(mq_dev *dev, int32_t *ids, float *coef, float *margin, const float *logits, const float *bias,
+                       int64_t n, int n_experts, int topk, bool norm, float scaling, mq_err *err);
+
+    /* out [n, cols] = src rows index[i]. */
+    mq_status (*gather)(mq_dev *dev, float *out, const float *src, const int32_t *index, int64_t n, int64_t cols,
+                        mq_err *err);
+    /* y row index[i] += coef[i] * x row i; indexes are distinct. */
+    mq_status (*scatter_add)(mq_dev *dev, float *y, const float *x, const int32_t *index, const float *coef, int64_t n,
+                             int64_t cols, mq_err *err);
+    /* y [count] += x [count] */
+    mq_status (*add)(mq_dev *dev, float *y, const float *x, int64_t count, mq_err *err);
+
+    /* tokens [n] from logits [n, vocab]; row i is drawn for position pos0 + i.  temperature > 0: argmax of logit / temperature + Gumbel noise
+     * over the kept ids; the noise is a pure function of (seed, position, id), so a draw depends on nothing else. */
+    mq_status (*sample)(mq_dev *dev, int32_t *tokens, const float *logits, const mq_sampling *s, int64_t n, int64_t vocab,
+                        int64_t pos0, mq_err *err);
+
+    /* stats [n] (host memory) of logits a and b [n, vocab] against targets [n]; sums in double.  b may be NULL: then only nll_a and
+     * top_a are set.  Synchronous. */
+    mq_status (*logit_stats)(mq_dev *dev, mq_logit_stats *stats, const float *a, const float *b, const int32_t *targets,
+                             int64_t n, int64_t vocab, mq_err *err);
+} mq_kernels;
+
+/* Table by name ("cpu", "cuda"), or NULL when it is not built in.  Static storage. */
+const mq_kernels *mq_kernels_find(const char *name);
+
+/* GPUs visible to this process; 0 without CUDA.  Names for people go to name [name_bytes] for ordinal < count. */
+int mq_cuda_count(void);
+bool mq_cuda_name(int ordinal, char *name, int64_t name_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
