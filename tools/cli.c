@@ -1,0 +1,220 @@
+/* The end of a tool's run: exit statuses, the error line, the JSON object, signals, and numbers for people.
+ * Parsing of options is in options.c, the progress line in progress.c. */
+#include "tools/cli.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "kernels/kernels.h"
+#include "src/file.h"
+
+static volatile sig_atomic_t stop_signal; /* written by the handler alone */
+
+static void on_signal(int number) { stop_signal = number; }
+
+void mq_cli_catch_signals(void)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    action.sa_flags = (int)SA_RESETHAND; /* a second signal ends the process at once */
+    const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        sigaction(numbers[i], &action, NULL);
+    signal(SIGPIPE, SIG_IGN); /* a closed stdout is an I/O error, not a death */
+}
+
+bool mq_cli_stopped(void) { return stop_signal != 0; }
+
+mq_status mq_cli_check_stop(mq_err *err)
+{
+    if (stop_signal)
+        return mq_fail(err, MQ_E_STOPPED, "stopped by signal %d", (int)stop_signal);
+    return MQ_OK;
+}
+
+int mq_cli_exit_status(mq_status st)
+{
+    switch (st) {
+    case MQ_OK:
+        return 0;
+    case MQ_E_ARG:
+        return 2;
+    case MQ_E_FORMAT:
+    case MQ_E_UNSUPPORTED:
+    case MQ_E_SHAPE:
+    case MQ_E_HASH:
+    case MQ_E_NUMERIC:
+        return 3;
+    case MQ_E_IO:
+        return 4;
+    case MQ_E_NOMEM:
+    case MQ_E_DEVICE:
+        return 5;
+    case MQ_E_EXISTS:
+        return 6;
+    case MQ_E_STOPPED:
+        return 128 + (stop_signal ? (int)stop_signal : SIGTERM);
+    case MQ_E_BUG:
+        break;
+    }
+    return 70;
+}
+
+double mq_cli_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+int64_t mq_cli_peak_host_bytes(void)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (int64_t)usage.ru_maxrss * 1024;
+}
+
+void mq_cli_bytes_text(char out[32], int64_t n_bytes)
+{
+    static const char *const units[] = {"B", "KB", "MB", "GB", "TB", "PB"};
+    double value = (double)n_bytes;
+    int unit = 0;
+    while (value >= 999.5 && unit < 5) {
+        value /= 1000;
+        unit++;
+    }
+    snprintf(out, 32, value < 9.995 && unit ? "%.2f %s" : value < 99.95 && unit ? "%.1f %s" : "%.0f %s", value,
+             units[unit]);
+}
+
+void mq_cli_seconds_text(char out[32], double seconds)
+{
+    if (seconds < 99.95) {
+        snprintf(out, 32, "%.1f s", seconds);
+        return;
+    }
+    long whole = (long)(seconds + 0.5);
+    if (whole < 3600)
+        snprintf(out, 32, "%ld min %02ld s", whole / 60, whole % 60);
+    else
+        snprintf(out, 32, "%ld h %02ld min", whole / 3600, whole % 3600 / 60);
+}
+
+static void say(const mq_cli *c, const char *label, const char *fmt, va_list args)
+{
+    mq_err text;
+    char line[MQ_ERR_TEXT];
+    vsnprintf(line, sizeof line, fmt, args);
+    mq_fail(&text, MQ_E_BUG, "%s", line); /* one printable line, whatever file names hold */
+    fprintf(stderr, "%s: %s%s\n", c->tool, label, text.text);
+}
+
+void mq_cli_warn(const mq_cli *c, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    say(c, "warning: ", fmt, args);
+    va_end(args);
+}
+
+void mq_cli_note(const mq_cli *c, const char *fmt, ...)
+{
+    if (c->quiet)
+        return;
+    va_list args;
+    va_start(args, fmt);
+    say(c, "", fmt, args);
+    va_end(args);
+}
+
+mq_status mq_cli_device(const char **kernels_name, const char *device, mq_err *err)
+{
+    *kernels_name = "cpu";
+    if (!device || strcmp(device, "cpu") == 0)
+        return MQ_OK;
+    if (strcmp(device, "cuda") != 0 && strncmp(device, "cuda:", 5) != 0)
+        return mq_fail(err, MQ_E_ARG, "--device %s: expected cpu, cuda or cuda:0,1,...", device);
+    int count = mq_cuda_count();
+    if (count == 0)
+        return mq_fail(err, MQ_E_DEVICE, "--device %s: no CUDA device is visible", device);
+    for (const char *p = device[4] ? device + 5 : ""; *p;) {
+        char *end;
+        long ordinal = strtol(p, &end, 10);
+        if (end == p || (*end && *end != ',') || ordinal < 0)
+            return mq_fail(err, MQ_E_ARG, "--device %s: expected numbers separated by commas", device);
+        if (ordinal >= count)
+            return mq_fail(err, MQ_E_DEVICE, "--device %s: device %ld, but there are %d", device, ordinal, count);
+        p = *end ? end + 1 : end;
+    }
+    return mq_fail(err, MQ_E_ARG, "--device %s: not built yet; use --device cpu", device);
+}
+
+/* The members every result has, then the tool's, then the errors. */
+static void print_result(mq_cli *c, mq_buf *out, mq_status st, int exit_status, const mq_err *err)
+{
+    mq_buf_str(out, "{\n");
+    mq_json_writer w = mq_json_write_begin(out, 2);
+    w.depth = 1;
+    mq_json_write_string(&w, "schema", "mimo-1");
+    mq_json_write_string(&w, "tool", c->tool);
+    mq_json_write_string(&w, "version", MQ_VERSION);
+    mq_json_write_string(&w, "status", st != MQ_OK ? mq_status_name(st) : exit_status ? "failed" : "ok");
+    mq_json_write_int(&w, "exit_code", exit_status);
+    mq_json_write_double(&w, "seconds", mq_cli_now() - c->started);
+    mq_json_write_int(&w, "peak_host_bytes", mq_cli_peak_host_bytes());
+    if (c->json_body.n_bytes)
+        mq_buf_append(out, c->json_body.data, c->json_body.n_bytes);
+    mq_json_write_array(&w, "errors");
+    if (st != MQ_OK) {
+        mq_json_write_object(&w, NULL);
+        mq_json_write_string(&w, "code", mq_status_name(st));
+        mq_json_write_string(&w, "message", err ? err->text : "");
+        mq_json_write_end_object(&w);
+    }
+    mq_json_write_end_array(&w);
+    mq_buf_str(out, "\n}\n");
+}
+
+static mq_status write_text(const char *path, const mq_buf *text, mq_err *err)
+{
+    FILE *f = strcmp(path, "-") == 0 ? stdout : fopen(path, "w");
+    if (!f)
+        return mq_fail(err, MQ_E_IO, "%s: %s", path, strerror(errno));
+    size_t n = fwrite(text->data, 1, (size_t)text->n_bytes, f);
+    int bad = n != (size_t)text->n_bytes || fflush(f) != 0;
+    if (f != stdout && fclose(f) != 0)
+        bad = 1;
+    return bad ? mq_fail(err, MQ_E_IO, "%s: %s", path, strerror(errno)) : MQ_OK;
+}
+
+int mq_cli_finish(mq_cli *c, mq_status st, int status_override, const mq_err *err)
+{
+    int exit_status = st != MQ_OK ? mq_cli_exit_status(st) : status_override >= 0 ? status_override : 0;
+    if (st == MQ_OK && fflush(stdout) != 0) {
+        fprintf(stderr, "%s: error: stdout: %s\n", c->tool, strerror(errno));
+        exit_status = mq_cli_exit_status(MQ_E_IO);
+    }
+    if (st != MQ_OK)
+        fprintf(stderr, "%s: %s: %s\n", c->tool, st == MQ_E_STOPPED ? "stopped" : "error", err ? err->text : "");
+    if (c->json_path) {
+        mq_buf out = mq_buf_empty();
+        mq_err failure;
+        print_result(c, &out, st, exit_status, err);
+        mq_status wrote = mq_buf_status(&out, &failure);
+        if (wrote == MQ_OK)
+            wrote = write_text(c->json_path, &out, &failure);
+        if (wrote != MQ_OK) {
+            fprintf(stderr, "%s: error: --json: %s\n", c->tool, failure.text);
+            exit_status = exit_status ? exit_status : mq_cli_exit_status(wrote);
+        }
+        mq_buf_release(&out);
+    }
+    mq_buf_release(&c->json_body);
+    return exit_status;
+}
