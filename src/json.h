@@ -1,8 +1,9 @@
 /* Strict JSON (RFC 8259): cJSON behind a checker, and a writer.  json.c is the only user of cJSON.
  *
  * Refused beyond cJSON's own checks: invalid UTF-8, byte-order mark, duplicate keys, raw control characters and
- * \u0000 in strings, lone surrogates, leading zeros, bare "1.", numbers that overflow to infinity, text after
- * the value, nesting deeper than asked.  Integers are read from the digits: 2^53 + 1 is not rounded. */
+ * \u0000 in strings, lone surrogates, leading zeros, bare "1.", numbers that overflow to infinity or have
+ * more than 63 characters, text after the value, nesting deeper than asked (and than 1000).  Integers are read from the
+ * digits: 2^53 + 1 is not rounded.  Parsing time is linear in the text, duplicate keys included. */
 #ifndef MQ_SRC_JSON_H
 #define MQ_SRC_JSON_H
 
@@ -45,6 +46,8 @@ bool mq_json_bool(const mq_json_node *n, bool *out);
 bool mq_json_double(const mq_json_node *n, double *out);
 /* false when not an integer written in plain digits (optional minus), or outside int64 */
 bool mq_json_int(const mq_json_node *n, int64_t *out);
+/* Digits (with a minus) of an integer of 2^53 or more in magnitude, else NULL: for copying one outside int64. */
+const char *mq_json_digits(const mq_json_node *n);
 
 /* Writer: appends to b with commas, indentation and escapes handled. */
 typedef struct mq_json_writer {

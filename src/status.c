@@ -7,23 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Bytes of the valid UTF-8 sequence that starts at s (NUL-terminated), 0 when there is none. */
-static int utf8_bytes(const unsigned char *s)
-{
-    if (s[0] < 0x80)
-        return s[0] != 0;
-    int n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-    if (s[0] < 0xc2 || s[0] > 0xf4)
-        return 0;
-    for (int i = 1; i < n; i++)
-        if ((s[i] & 0xc0) != 0x80)
-            return 0;
-    if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f)) /* overlong, surrogate */
-        return 0;
-    if ((s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f)) /* overlong, past U+10FFFF */
-        return 0;
-    return n;
-}
+#include "src/utf8.h"
 
 /* Append the characters of src to dst [MQ_ERR_TEXT] from byte n_bytes on, escaped; returns the new end.  cut says that
  * src itself was cut short already. */
@@ -34,7 +18,7 @@ static size_t append_clean(char *dst, size_t n_bytes, const char *src, bool cut)
     size_t fits = n_bytes; /* last end that leaves room for "..." and NUL */
     while (*s) {
         char piece[4];
-        int n_src = utf8_bytes(s), n_out = n_src;
+        int n_src = mq_utf8_bytes((const char *)s, MQ_ERR_TEXT), n_out = n_src;
         bool c1 = n_src == 2 && s[0] == 0xc2 && s[1] < 0xa0; /* U+0080..U+009F are control characters too */
         if (n_src == 0 || *s < 0x20 || *s == 0x7f || c1) {
             n_src = 1;
