@@ -9,7 +9,9 @@
  *   BF16 F16 F32      rows x cols values, row-major (vectors: rows = 1)
  *   FP8_BLOCK         rows x cols codes, zero-filled to a multiple of 16, then the F32 scales (src/matrix.h)
  *   INT4 MXFP4        group blocks (src/units.h)
- * A compressed record is one or more zstd frames, concatenated, each with its content size. */
+ * A compressed record is one or more zstd frames, concatenated, each with its content size.
+ *
+ * Entries stand in the order of their records; there is no gap but the zero fill. */
 #ifndef MQ_FORMATS_SHARD_H
 #define MQ_FORMATS_SHARD_H
 
@@ -17,6 +19,7 @@
 #include <stdint.h>
 
 #include "formats/source.h"
+#include "src/sha256.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -71,10 +74,35 @@ typedef struct mq_shard_trailer {
     uint64_t index_off;   /* multiple of 4096 */
     uint64_t index_bytes; /* n_records * 128 + names_bytes */
     uint32_t n_records, names_bytes;
-    uint8_t index_sha256[32];
+    uint8_t index_sha256[32]; /* of the header's 64 bytes and the index */
     uint8_t magic[8];
 } mq_shard_trailer;
 static_assert(sizeof(mq_shard_trailer) == 64, "SHARD.md section 2");
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structs are read and written as they are");
+
+/* ---- What writer and reader share (shard.c) ---- */
+
+/* Magic, version, kind, numbers and reserved bytes.  MQ_E_FORMAT; MQ_E_UNSUPPORTED: another version. */
+mq_status mq_shard_check_header(const mq_shard_header *h, mq_err *err);
+
+/* Scheme, shape, slice, group, phases, reserved bytes and plain_bytes fit together; every product is checked for overflow.
+ * Offsets, name, codec and digest are the reader's to check.  MQ_E_FORMAT. */
+mq_status mq_shard_check_entry(const mq_shard_entry *e, mq_err *err);
+
+/* View of a checked entry's plain bytes (16-byte aligned, or NULL for the geometry alone). */
+mq_matrix mq_shard_entry_matrix(const mq_shard_entry *e, const void *plain);
+
+/* A record is checked in pieces: the largest piece of at most want bytes that ends between two values or group blocks, at
+ * least one block.  Pieces start at multiples of it. */
+int64_t mq_shard_piece_bytes(const mq_shard_entry *e, int64_t want);
+
+/* Values [off, off + n_bytes) of a checked entry's plain bytes are legal (SHARD.md "Legal values").  off is a multiple of a piece.
+ * MQ_E_FORMAT names offset and rule. */
+mq_status mq_shard_check_piece(const mq_shard_entry *e, int64_t off, const uint8_t *bytes, int64_t n_bytes, mq_err *err);
+
+/* Content digest of a file (SHARD.md "Content digest"): h is borrowed scratch; names [names_bytes] as in the index. */
+void mq_shard_digest_content(uint8_t digest[32], mq_sha256 *h, const mq_shard_header *header,
+                             const mq_shard_entry *entries, int64_t n_records, const char *names);
 
 #ifdef __cplusplus
 }
