@@ -1,4 +1,5 @@
-/* The growable byte buffer.  Capacity doubles, so appending is linear overall; one byte is always kept for the NUL. */
+/* The growable byte buffer.  Capacity doubles, so appending is linear overall; one byte is always
+ * kept for the NUL. */
 #include "src/buf.h"
 
 #include <assert.h>
@@ -78,5 +79,7 @@ void mq_buf_fmt(mq_buf *b, const char *fmt, ...)
 
 mq_status mq_buf_status(const mq_buf *b, mq_err *err)
 {
-    return b->nomem ? mq_fail(err, MQ_E_NOMEM, "out of memory after %lld bytes of text", (long long)b->n_bytes) : MQ_OK;
+    return b->nomem ? mq_fail(err, MQ_E_NOMEM, "out of memory after %lld bytes of text",
+                              (long long)b->n_bytes)
+                    : MQ_OK;
 }

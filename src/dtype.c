@@ -48,7 +48,8 @@ const char *mq_dtype_name(mq_dtype dt)
 bool mq_dtype_find(mq_dtype *out, const char *name, int64_t name_bytes)
 {
     for (int i = 0; i < MQ_DT_COUNT; i++) {
-        if ((int64_t)strlen(dtypes[i].name) == name_bytes && memcmp(dtypes[i].name, name, (size_t)name_bytes) == 0) {
+        if ((int64_t)strlen(dtypes[i].name) == name_bytes &&
+            memcmp(dtypes[i].name, name, (size_t)name_bytes) == 0) {
             *out = (mq_dtype)i;
             return true;
         }

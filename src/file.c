@@ -1,8 +1,9 @@
-/* Files on a POSIX system: positioned reads that any thread may do, and output that appears whole or not at all.
+/* Files on a POSIX system: positioned reads that any thread may do, and output that appears whole
+ * or not at all.
  *
- * Output goes to NAME.partial, made anew each time (an old one, even a link, is unlinked first), and is renamed only after
- * its bytes are on the disk.  A failed fsync loses the file: the kernel may have dropped the pages, so trying again
- * could report success for bytes that are gone. */
+ * Output goes to NAME.partial, made anew each time (an old one, even a link, is unlinked first),
+ * and is renamed only after its bytes are on the disk.  A failed fsync loses the file: the kernel
+ * may have dropped the pages, so trying again could report success for bytes that are gone. */
 #include "src/file.h"
 
 #include <assert.h>
@@ -43,7 +44,8 @@ mq_status mq_file_open(mq_file **out, const char *path, mq_err *err)
 {
     *out = NULL;
     struct stat info;
-    /* Asked before opening, because opening a device can have effects; and again after, because of races. */
+    /* Asked before opening, because opening a device can have effects; and again after, because of
+     * races. */
     if (stat(path, &info) != 0)
         return io_fail(err, path, "open");
     MQ_TRY(check_regular(&info, path, err));
@@ -52,7 +54,8 @@ mq_status mq_file_open(mq_file **out, const char *path, mq_err *err)
         return io_fail(err, path, "open");
 
     mq_file *f = NULL;
-    mq_status st = fstat(fd, &info) == 0 ? check_regular(&info, path, err) : io_fail(err, path, "stat");
+    mq_status st =
+        fstat(fd, &info) == 0 ? check_regular(&info, path, err) : io_fail(err, path, "stat");
     if (st == MQ_OK) {
         f = calloc(1, sizeof *f);
         if (!f || !(f->path = strdup(path)))
@@ -82,8 +85,8 @@ void mq_file_close(mq_file *f)
 mq_status mq_file_read(const mq_file *f, void *dst, int64_t off, int64_t n_bytes, mq_err *err)
 {
     if (off < 0 || n_bytes < 0 || off > f->n_bytes || n_bytes > f->n_bytes - off)
-        return mq_fail(err, MQ_E_IO, "%s: %lld bytes asked for at %lld, the file has %lld", f->path, (long long)n_bytes,
-                       (long long)off, (long long)f->n_bytes);
+        return mq_fail(err, MQ_E_IO, "%s: %lld bytes asked for at %lld, the file has %lld", f->path,
+                       (long long)n_bytes, (long long)off, (long long)f->n_bytes);
     char *to = dst;
     while (n_bytes > 0) {
         ssize_t n = pread(f->fd, to, (size_t)(n_bytes < IO_CHUNK ? n_bytes : IO_CHUNK), off);
@@ -92,8 +95,9 @@ mq_status mq_file_read(const mq_file *f, void *dst, int64_t off, int64_t n_bytes
         if (n < 0)
             return io_fail(err, f->path, "read");
         if (n == 0)
-            return mq_fail(err, MQ_E_IO, "%s: file shrank while being read: it ends at %lld, expected %lld", f->path,
-                           (long long)off, (long long)f->n_bytes);
+            return mq_fail(err, MQ_E_IO,
+                           "%s: file shrank while being read: it ends at %lld, expected %lld",
+                           f->path, (long long)off, (long long)f->n_bytes);
         to += n;
         off += n;
         n_bytes -= n;
@@ -122,8 +126,8 @@ mq_status mq_file_load(mq_buf *out, const char *path, int64_t max_bytes, mq_err 
     MQ_TRY(mq_file_open(&f, path, err));
     mq_status st = MQ_OK;
     if (f->n_bytes > max_bytes)
-        st = mq_fail(err, MQ_E_FORMAT, "%s: %lld bytes, expected at most %lld", path, (long long)f->n_bytes,
-                     (long long)max_bytes);
+        st = mq_fail(err, MQ_E_FORMAT, "%s: %lld bytes, expected at most %lld", path,
+                     (long long)f->n_bytes, (long long)max_bytes);
     if (st == MQ_OK)
         st = buf_resize(out, f->n_bytes, path, err);
     if (st == MQ_OK)
@@ -255,7 +259,8 @@ mq_status mq_out_commit(mq_out *o, uint8_t digest[MQ_SHA256_BYTES], mq_err *err)
     }
     st = mq_dir_sync(o->dir, err);
     if (st != MQ_OK)
-        unlink(o->path); /* whether the name survives a crash is unknown: better none than a doubtful one */
+        unlink(o->path); /* whether the name survives a crash is unknown: better none than a
+                            doubtful one */
     if (st == MQ_OK && digest)
         mq_sha256_finish(o->hash, digest);
     out_drop(o, false);
@@ -268,7 +273,8 @@ void mq_out_abandon(mq_out *o)
         out_drop(o, true);
 }
 
-mq_status mq_file_save(const char *dir, const char *name, const void *bytes, int64_t n_bytes, mq_err *err)
+mq_status mq_file_save(const char *dir, const char *name, const void *bytes, int64_t n_bytes,
+                       mq_err *err)
 {
     mq_out *o;
     MQ_TRY(mq_out_create(&o, dir, name, false, err));
@@ -332,7 +338,8 @@ mq_status mq_dir_sync(const char *path, mq_err *err)
     if (fd < 0)
         return io_fail(err, path, "open folder");
     mq_status st = MQ_OK;
-    if (fsync(fd) != 0 && errno != EINVAL) /* EINVAL: this file system has no such operation for folders */
+    if (fsync(fd) != 0 &&
+        errno != EINVAL) /* EINVAL: this file system has no such operation for folders */
         st = io_fail(err, path, "fsync folder");
     close(fd);
     return st;
@@ -386,7 +393,8 @@ mq_status mq_dir_list(char ***names, int64_t *n_names, const char *dir, mq_err *
                 st = io_fail(err, dir, "read folder");
             break;
         }
-        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0 && !push_name(&list, &n, &cap, e->d_name))
+        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0 &&
+            !push_name(&list, &n, &cap, e->d_name))
             st = path_nomem(err, dir);
     }
     closedir(d);

@@ -1,8 +1,10 @@
-/* The reader: json_check.c refuses what is not strict, cJSON builds the tree, and one walk over the tree and the text side
- * by side adds what cJSON lacks.  A node is a cJSON item whose spare fields hold that:
+/* The reader: json_check.c refuses what is not strict, cJSON builds the tree, and one walk over the
+ * tree and the text side by side adds what cJSON lacks.  A node is a cJSON item whose spare fields
+ * hold that:
  *
  *   array, object   valuedouble   number of members
- *   number          valueint      KIND_...; with KIND_DIGITS valuestring holds the digits, freed with the item
+ *   number          valueint      KIND_...; with KIND_DIGITS valuestring holds the digits, freed
+ * with the item
  *
  * So a document costs what cJSON's tree costs. */
 #include "src/json.h"
@@ -20,7 +22,8 @@
 /* Objects of up to this many members are searched for duplicates pair by pair. */
 enum { PAIRWISE_MAX = 8 };
 
-/* KIND_REAL: has a '.' or an exponent.  KIND_EXACT: an integer that valuedouble holds exactly.  KIND_DIGITS: a larger one. */
+/* KIND_REAL: has a '.' or an exponent.  KIND_EXACT: an integer that valuedouble holds exactly.
+ * KIND_DIGITS: a larger one. */
 enum { KIND_REAL, KIND_EXACT, KIND_DIGITS };
 
 struct mq_json {
@@ -63,7 +66,8 @@ static mq_status mark_number(walk *w, cJSON *item)
 {
     int64_t start = next_token(w), n = w->off - start;
     if (!isfinite(item->valuedouble))
-        return mq_fail(w->err, MQ_E_FORMAT, "JSON byte %lld: number outside the range of a double", (long long)start);
+        return mq_fail(w->err, MQ_E_FORMAT, "JSON byte %lld: number outside the range of a double",
+                       (long long)start);
     for (int64_t i = 0; i < n; i++) {
         char b = w->text[start + i];
         if (b == '.' || b == 'e' || b == 'E') {
@@ -86,7 +90,8 @@ static mq_status mark_number(walk *w, cJSON *item)
 }
 
 /* Whether item's key stands before it in its object. */
-static mq_status check_key(walk *w, mq_map *seen, const cJSON *obj, const cJSON *item, int64_t key_off)
+static mq_status check_key(walk *w, mq_map *seen, const cJSON *obj, const cJSON *item,
+                           int64_t key_off)
 {
     bool is_new = true;
     if (seen)
@@ -95,7 +100,8 @@ static mq_status check_key(walk *w, mq_map *seen, const cJSON *obj, const cJSON 
         for (const cJSON *e = obj->child; e != item && is_new; e = e->next)
             is_new = strcmp(e->string, item->string) != 0;
     if (!is_new)
-        return mq_fail(w->err, MQ_E_FORMAT, "JSON byte %lld: duplicate key '%.200s'", (long long)key_off, item->string);
+        return mq_fail(w->err, MQ_E_FORMAT, "JSON byte %lld: duplicate key '%.200s'",
+                       (long long)key_off, item->string);
     return MQ_OK;
 }
 
@@ -127,7 +133,8 @@ static mq_status mark(walk *w, cJSON *item)
     return st;
 }
 
-mq_status mq_json_parse(mq_json **out, const char *text, int64_t n_bytes, int max_depth, mq_err *err)
+mq_status mq_json_parse(mq_json **out, const char *text, int64_t n_bytes, int max_depth,
+                        mq_err *err)
 {
     *out = NULL;
     MQ_TRY(mq_json_check(text, n_bytes, max_depth, err));
@@ -138,7 +145,8 @@ mq_status mq_json_parse(mq_json **out, const char *text, int64_t n_bytes, int ma
     /* The text is correct, so only memory can be missing. */
     doc->root = cJSON_ParseWithLengthOpts(text, (size_t)n_bytes, &end, false);
     walk w = {text, n_bytes, 0, err};
-    mq_status st = doc->root ? mark(&w, doc->root) : mq_fail(err, MQ_E_NOMEM, "out of memory for a JSON document");
+    mq_status st = doc->root ? mark(&w, doc->root)
+                             : mq_fail(err, MQ_E_NOMEM, "out of memory for a JSON document");
     if (st != MQ_OK) {
         mq_json_free(doc);
         return st;
@@ -147,7 +155,8 @@ mq_status mq_json_parse(mq_json **out, const char *text, int64_t n_bytes, int ma
     return MQ_OK;
 }
 
-mq_status mq_json_load(mq_json **out, const char *path, int64_t max_bytes, int max_depth, mq_err *err)
+mq_status mq_json_load(mq_json **out, const char *path, int64_t max_bytes, int max_depth,
+                       mq_err *err)
 {
     *out = NULL;
     mq_buf text = mq_buf_empty();
@@ -174,24 +183,36 @@ mq_json_type mq_json_type_of(const mq_json_node *n)
 {
     switch (kind_of(item_of(n))) {
     case cJSON_False:
-    case cJSON_True: return MQ_JSON_BOOL;
-    case cJSON_Number: return MQ_JSON_NUMBER;
-    case cJSON_String: return MQ_JSON_STRING;
-    case cJSON_Array: return MQ_JSON_ARRAY;
-    case cJSON_Object: return MQ_JSON_OBJECT;
-    default: return MQ_JSON_NULL;
+    case cJSON_True:
+        return MQ_JSON_BOOL;
+    case cJSON_Number:
+        return MQ_JSON_NUMBER;
+    case cJSON_String:
+        return MQ_JSON_STRING;
+    case cJSON_Array:
+        return MQ_JSON_ARRAY;
+    case cJSON_Object:
+        return MQ_JSON_OBJECT;
+    default:
+        return MQ_JSON_NULL;
     }
 }
 
 const char *mq_json_type_name(mq_json_type t)
 {
     switch (t) {
-    case MQ_JSON_NULL: return "null";
-    case MQ_JSON_BOOL: return "boolean";
-    case MQ_JSON_NUMBER: return "number";
-    case MQ_JSON_STRING: return "string";
-    case MQ_JSON_ARRAY: return "array";
-    case MQ_JSON_OBJECT: return "object";
+    case MQ_JSON_NULL:
+        return "null";
+    case MQ_JSON_BOOL:
+        return "boolean";
+    case MQ_JSON_NUMBER:
+        return "number";
+    case MQ_JSON_STRING:
+        return "string";
+    case MQ_JSON_ARRAY:
+        return "array";
+    case MQ_JSON_OBJECT:
+        return "object";
     }
     return "unknown";
 }
@@ -277,5 +298,6 @@ bool mq_json_int(const mq_json_node *n, int64_t *out)
 const char *mq_json_digits(const mq_json_node *n)
 {
     const cJSON *item = item_of(n);
-    return kind_of(item) == cJSON_Number && item->valueint == KIND_DIGITS ? item->valuestring : NULL;
+    return kind_of(item) == cJSON_Number && item->valueint == KIND_DIGITS ? item->valuestring
+                                                                          : NULL;
 }

@@ -1,8 +1,9 @@
 /* Recursive descent over the raw text, building nothing.
  *
- * cJSON is lenient: it takes any bytes in strings, leading zeros, a byte-order mark, and reads numbers with strtod.  What two
- * readers of one file may understand differently is refused here, so cJSON only meets text that every parser
- * agrees on.  The depth of the recursion is the depth of the nesting, which the limit bounds. */
+ * cJSON is lenient: it takes any bytes in strings, leading zeros, a byte-order mark, and reads
+ * numbers with strtod.  What two readers of one file may understand differently is refused here, so
+ * cJSON only meets text that every parser agrees on.  The depth of the recursion is the depth of
+ * the nesting, which the limit bounds. */
 #include "src/json_check.h"
 
 #include <stdbool.h>
@@ -85,7 +86,8 @@ static mq_status escape(scan *c)
         return refuse_at(c, start, "lone surrogate in a string");
     c->at += 2;
     MQ_TRY(hex4(c, &unit));
-    return unit >= 0xdc00 && unit <= 0xdfff ? MQ_OK : refuse_at(c, start, "lone surrogate in a string");
+    return unit >= 0xdc00 && unit <= 0xdfff ? MQ_OK
+                                            : refuse_at(c, start, "lone surrogate in a string");
 }
 
 /* The cursor stands on the opening quote. */
@@ -177,7 +179,8 @@ static mq_status container(scan *c, bool is_object)
 {
     char close = is_object ? '}' : ']';
     if (++c->depth > c->max_depth)
-        return mq_fail(c->err, MQ_E_FORMAT, "JSON byte %lld: nested deeper than %d", (long long)c->at, c->max_depth);
+        return mq_fail(c->err, MQ_E_FORMAT, "JSON byte %lld: nested deeper than %d",
+                       (long long)c->at, c->max_depth);
     c->at++;
     skip_space(c);
     if (peek(c) == close) {
@@ -206,13 +209,20 @@ static mq_status value(scan *c)
 {
     int b = peek(c);
     switch (b) {
-    case '{': return container(c, true);
-    case '[': return container(c, false);
-    case '"': return string(c);
-    case 't': return literal(c, "true");
-    case 'f': return literal(c, "false");
-    case 'n': return literal(c, "null");
-    default: break;
+    case '{':
+        return container(c, true);
+    case '[':
+        return container(c, false);
+    case '"':
+        return string(c);
+    case 't':
+        return literal(c, "true");
+    case 'f':
+        return literal(c, "false");
+    case 'n':
+        return literal(c, "null");
+    default:
+        break;
     }
     if (b == '-' || is_digit(b))
         return number(c);

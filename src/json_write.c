@@ -1,4 +1,5 @@
-/* The writer: straight into a buffer, no tree.  One of two layouts: compact, or one member a line. */
+/* The writer: straight into a buffer, no tree.  One of two layouts: compact, or one member a line.
+ */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +26,8 @@ static void new_line(mq_json_writer *w)
 /* Append s in double quotes, as UTF-8 with the escapes that RFC 8259 demands. */
 static void quoted(mq_buf *b, const char *s)
 {
-    int64_t left = (int64_t)strlen(s), plain = 0; /* plain: bytes before s that can go out as they are */
+    int64_t left = (int64_t)strlen(s),
+            plain = 0; /* plain: bytes before s that can go out as they are */
     mq_buf_append(b, "\"", 1);
     while (left > 0) {
         unsigned char c = (unsigned char)*s;
@@ -138,6 +140,10 @@ void mq_json_write_double(mq_json_writer *w, const char *key, double value)
         bare(w, key, "null");
         return;
     }
+    if (value == 0 && signbit(value)) { /* "-0" would read back as the integer 0 */
+        bare(w, key, "-0.0");
+        return;
+    }
     snprintf(text, sizeof text, "%.9g", value);
     if (strtod(text, NULL) != value)
         snprintf(text, sizeof text, "%.17g", value);
@@ -172,13 +178,19 @@ void mq_json_write_node(mq_json_writer *w, const char *key, const mq_json_node *
     mq_json_type type = mq_json_type_of(n);
     bool flag = false;
     switch (type) {
-    case MQ_JSON_NULL: mq_json_write_null(w, key); break;
+    case MQ_JSON_NULL:
+        mq_json_write_null(w, key);
+        break;
     case MQ_JSON_BOOL:
         mq_json_bool(n, &flag);
         mq_json_write_bool(w, key, flag);
         break;
-    case MQ_JSON_NUMBER: write_number(w, key, n); break;
-    case MQ_JSON_STRING: mq_json_write_string(w, key, mq_json_string(n)); break;
+    case MQ_JSON_NUMBER:
+        write_number(w, key, n);
+        break;
+    case MQ_JSON_STRING:
+        mq_json_write_string(w, key, mq_json_string(n));
+        break;
     case MQ_JSON_ARRAY:
     case MQ_JSON_OBJECT:
         open_container(w, key, type == MQ_JSON_OBJECT ? "{" : "[");

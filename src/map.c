@@ -1,8 +1,8 @@
 /* Hash table of borrowed keys: open addressing, linear probing, at most half full.
  *
- * Keys come from files, so somebody may have chosen them to collide.  The hash is therefore SipHash-1-3 (Aumasson and
- * Bernstein, 2012) under a key drawn when the table is made.  No function here shows the order of entries, so
- * the random key changes no output of ours. */
+ * Keys come from files, so somebody may have chosen them to collide.  The hash is therefore
+ * SipHash-1-3 (Aumasson and Bernstein, 2012) under a key drawn when the table is made.  No function
+ * here shows the order of entries, so the random key changes no output of ours. */
 #include "src/map.h"
 
 #include <assert.h>
@@ -18,7 +18,7 @@ typedef struct slot {
 } slot;
 
 struct mq_map {
-    slot *slots;      /* [n_slots], a power of two */
+    slot *slots; /* [n_slots], a power of two */
     int64_t n_slots, n_entries;
     uint64_t seed[2];
 };
@@ -41,7 +41,8 @@ static inline void sip_round(uint64_t v[4])
     v[2] = rotl(v[2], 32);
 }
 
-/* SipHash-1-3 of the key, never 0.  Words are read in the machine's byte order: the value stays in memory. */
+/* SipHash-1-3 of the key, never 0.  Words are read in the machine's byte order: the value stays in
+ * memory. */
 static uint64_t hash_key(const uint64_t seed[2], const char *key, int64_t key_bytes)
 {
     uint64_t v[4] = {seed[0] ^ 0x736f6d6570736575u, seed[1] ^ 0x646f72616e646f6du,
@@ -74,7 +75,8 @@ mq_status mq_map_create(mq_map **out, int64_t n_hint, mq_err *err)
     int64_t n_slots = 16;
     while (n_slots / 2 < n_hint) {
         if (n_slots > INT64_MAX / 4)
-            return mq_fail(err, MQ_E_NOMEM, "out of memory for a table of %lld entries", (long long)n_hint);
+            return mq_fail(err, MQ_E_NOMEM, "out of memory for a table of %lld entries",
+                           (long long)n_hint);
         n_slots *= 2;
     }
     mq_map *m = calloc(1, sizeof *m);
@@ -82,12 +84,14 @@ mq_status mq_map_create(mq_map **out, int64_t n_hint, mq_err *err)
     if (!m || !slots) {
         free(m);
         free(slots);
-        return mq_fail(err, MQ_E_NOMEM, "out of memory for a table of %lld entries", (long long)n_hint);
+        return mq_fail(err, MQ_E_NOMEM, "out of memory for a table of %lld entries",
+                       (long long)n_hint);
     }
     m->slots = slots;
     m->n_slots = n_slots;
     if (getrandom(m->seed, sizeof m->seed, GRND_NONBLOCK) != (ssize_t)sizeof m->seed) {
-        /* No entropy yet (early boot) or no such call: the clock and the heap address still vary. */
+        /* No entropy yet (early boot) or no such call: the clock and the heap address still vary.
+         */
         m->seed[0] = (uint64_t)time(NULL) * 0x9e3779b97f4a7c15u;
         m->seed[1] = (uint64_t)(uintptr_t)m;
     }
@@ -123,7 +127,8 @@ static mq_status grow(mq_map *m, mq_err *err)
     int64_t n_old = m->n_slots;
     slot *slots = calloc((size_t)n_old * 2, sizeof *slots);
     if (!slots)
-        return mq_fail(err, MQ_E_NOMEM, "out of memory for a table of %lld entries", (long long)n_old);
+        return mq_fail(err, MQ_E_NOMEM, "out of memory for a table of %lld entries",
+                       (long long)n_old);
     m->slots = slots;
     m->n_slots = 2 * n_old;
     uint64_t mask = (uint64_t)m->n_slots - 1;
@@ -139,7 +144,8 @@ static mq_status grow(mq_map *m, mq_err *err)
     return MQ_OK;
 }
 
-mq_status mq_map_put(mq_map *m, const char *key, int64_t key_bytes, int64_t value, bool *is_new, mq_err *err)
+mq_status mq_map_put(mq_map *m, const char *key, int64_t key_bytes, int64_t value, bool *is_new,
+                     mq_err *err)
 {
     assert(key_bytes >= 0);
     uint64_t hash = hash_key(m->seed, key, key_bytes);

@@ -1,8 +1,10 @@
-/* Threads for a list of jobs, made for each run: a run lasts long (files, layers), making a thread does not.
+/* Threads for a list of jobs, made for each run: a run lasts long (files, layers), making a thread
+ * does not.
  *
- * Why the result does not depend on timing: jobs start in ascending order and every started job ends, so when any job fails,
- * all jobs below it have been started, and the lowest failing one is always among those that ran.  A job that merely
- * gave up because another had failed (MQ_E_STOPPED) never hides the cause. */
+ * Why the result does not depend on timing: jobs start in ascending order and every started job
+ * ends, so when any job fails, all jobs below it have been started, and the lowest failing one is
+ * always among those that ran.  A job that merely gave up because another had failed (MQ_E_STOPPED)
+ * never hides the cause. */
 #include "src/pool.h"
 
 #include <errno.h>
@@ -67,7 +69,8 @@ mq_status mq_pool_run(int n_threads, int64_t n_jobs, mq_pool_fn fn, void *ctx, m
     pthread_t *threads = n_extra ? calloc((size_t)n_extra, sizeof *threads) : NULL;
     if (n_extra && !threads)
         return mq_fail(err, MQ_E_NOMEM, "out of memory for %d threads", n_threads);
-    run_state r = {.lock = PTHREAD_MUTEX_INITIALIZER, .fn = fn, .ctx = ctx, .n_jobs = n_jobs, .err = err};
+    run_state r = {
+        .lock = PTHREAD_MUTEX_INITIALIZER, .fn = fn, .ctx = ctx, .n_jobs = n_jobs, .err = err};
 
     /* No job starts before every thread exists: jobs may wait for each other. */
     pthread_mutex_lock(&r.lock);
@@ -152,7 +155,8 @@ int mq_cpu_count(void)
         if (!set)
             return 1;
         size_t set_bytes = CPU_ALLOC_SIZE((size_t)n_cpus);
-        int got = sched_getaffinity(0, set_bytes, set), count = got == 0 ? CPU_COUNT_S(set_bytes, set) : 0;
+        int got = sched_getaffinity(0, set_bytes, set),
+            count = got == 0 ? CPU_COUNT_S(set_bytes, set) : 0;
         bool too_small = got != 0 && errno == EINVAL;
         CPU_FREE(set);
         if (!too_small)

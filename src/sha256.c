@@ -1,7 +1,7 @@
 /* SHA-256 over OpenSSL's EVP interface, which picks the processor's SHA instructions.
  *
- * After creation EVP's SHA-256 has no reason to fail; if it does, the library is broken.  A made-up digest would pass for
- * a real one, so must() ends the process instead of carrying on. */
+ * After creation EVP's SHA-256 has no reason to fail; if it does, the library is broken.  A made-up
+ * digest would pass for a real one, so must() ends the process instead of carrying on. */
 #include "src/sha256.h"
 
 #include <assert.h>

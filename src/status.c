@@ -1,6 +1,7 @@
-/* Error texts.  One line each: what comes in through arguments (paths, tensor names, tokens) is hostile, so control
- * characters and bytes that are not UTF-8 become \xNN and the line is safe for a terminal and for a JSON string.
- * A text that does not fit is cut between characters and ends in "...". */
+/* Error texts.  One line each: what comes in through arguments (paths, tensor names, tokens) is
+ * hostile, so control characters and bytes that are not UTF-8 become \xNN and the line is safe for
+ * a terminal and for a JSON string. A text that does not fit is cut between characters and ends in
+ * "...". */
 #include "src/status.h"
 
 #include <stdbool.h>
@@ -9,8 +10,8 @@
 
 #include "src/utf8.h"
 
-/* Append the characters of src to dst [MQ_ERR_TEXT] from byte n_bytes on, escaped; returns the new end.  cut says that
- * src itself was cut short already. */
+/* Append the characters of src to dst [MQ_ERR_TEXT] from byte n_bytes on, escaped; returns the new
+ * end.  cut says that src itself was cut short already. */
 static size_t append_clean(char *dst, size_t n_bytes, const char *src, bool cut)
 {
     static const char hex[] = "0123456789abcdef";
@@ -19,7 +20,8 @@ static size_t append_clean(char *dst, size_t n_bytes, const char *src, bool cut)
     while (*s) {
         char piece[4];
         int n_src = mq_utf8_bytes((const char *)s, MQ_ERR_TEXT), n_out = n_src;
-        bool c1 = n_src == 2 && s[0] == 0xc2 && s[1] < 0xa0; /* U+0080..U+009F are control characters too */
+        bool c1 = n_src == 2 && s[0] == 0xc2 &&
+                  s[1] < 0xa0; /* U+0080..U+009F are control characters too */
         if (n_src == 0 || *s < 0x20 || *s == 0x7f || c1) {
             n_src = 1;
             n_out = 4;
@@ -48,7 +50,8 @@ static size_t append_clean(char *dst, size_t n_bytes, const char *src, bool cut)
     return n_bytes;
 }
 
-/* Format into raw, twice as large as a text so that a cut is noticed; true when even that was too small. */
+/* Format into raw, twice as large as a text so that a cut is noticed; true when even that was too
+ * small. */
 static bool format_raw(char raw[2 * MQ_ERR_TEXT], const char *fmt, va_list args)
 {
     int n = vsnprintf(raw, 2 * MQ_ERR_TEXT, fmt, args);
@@ -94,19 +97,32 @@ mq_status mq_wrap(mq_err *err, mq_status st, const char *fmt, ...)
 const char *mq_status_name(mq_status st)
 {
     switch (st) {
-    case MQ_OK: return "ok";
-    case MQ_E_ARG: return "arg";
-    case MQ_E_IO: return "io";
-    case MQ_E_FORMAT: return "format";
-    case MQ_E_UNSUPPORTED: return "unsupported";
-    case MQ_E_SHAPE: return "shape";
-    case MQ_E_HASH: return "hash";
-    case MQ_E_EXISTS: return "exists";
-    case MQ_E_NOMEM: return "nomem";
-    case MQ_E_DEVICE: return "device";
-    case MQ_E_NUMERIC: return "numeric";
-    case MQ_E_STOPPED: return "stopped";
-    case MQ_E_BUG: return "bug";
+    case MQ_OK:
+        return "ok";
+    case MQ_E_ARG:
+        return "arg";
+    case MQ_E_IO:
+        return "io";
+    case MQ_E_FORMAT:
+        return "format";
+    case MQ_E_UNSUPPORTED:
+        return "unsupported";
+    case MQ_E_SHAPE:
+        return "shape";
+    case MQ_E_HASH:
+        return "hash";
+    case MQ_E_EXISTS:
+        return "exists";
+    case MQ_E_NOMEM:
+        return "nomem";
+    case MQ_E_DEVICE:
+        return "device";
+    case MQ_E_NUMERIC:
+        return "numeric";
+    case MQ_E_STOPPED:
+        return "stopped";
+    case MQ_E_BUG:
+        return "bug";
     }
     return "unknown";
 }

@@ -34,7 +34,8 @@ owner_of() {
         cJSON.h | cjson/*) echo 'src/json.c' ;;
         zstd.h | zstd_errors.h | zdict.h) echo 'src/codec.c' ;;
         openssl/*) echo 'src/sha256.c' ;;
-        pcre2.h | utf8proc.h) echo 'src/token*.c' ;;
+        pcre2.h) echo 'src/pretokenize.c' ;;
+        utf8proc.h) echo 'src/unicode.c' ;;
         cblas.h | openblas* | f77blas.h) echo 'kernels/cpu/linear.c' ;;
         lapack*.h) echo 'kernels/cpu/solve.c' ;;
         omp.h) echo 'kernels/*' ;;
@@ -154,6 +155,7 @@ self_check() {
     plant 1 kernels/kernels.h '#include "kernels/cuda/common.cuh"'
     plant 0 src/json.c '#include <cjson/cJSON.h>'
     plant 0 src/codec.c '#include <zstd.h>'
+    plant 0 src/pretokenize.c '#include <pcre2.h>'
     plant 0 kernels/cuda/norm.cu '#include "kernels/cuda/common.cuh"'
     plant 0 runtime/a.c '#include "formats/shard.h"'
     plant 0 calib/a.c '#include "kernels/kernels.h"'

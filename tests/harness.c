@@ -1,5 +1,6 @@
-/* The shared part of the test programs: Check runner, temporary folders, paths, noise.  What it lends (strings, folders)
- * lives until the process ends; a list owns it so that the leak checker stays quiet and folders vanish. */
+/* The shared part of the test programs: Check runner, temporary folders, paths, noise.  What it
+ * lends (strings, folders) lives until the process ends; a list owns it so that the leak checker
+ * stays quiet and folders vanish. */
 #include "tests/harness.h"
 
 #include <errno.h>
@@ -108,7 +109,8 @@ static void find_root(char root[PATH_MAX])
     while (!is_root(root)) {
         char *slash = strrchr(root, '/');
         if (!slash || slash == root) {
-            fprintf(stderr, "harness: no project root above the working directory; set MQ_SOURCE\n");
+            fprintf(stderr,
+                    "harness: no project root above the working directory; set MQ_SOURCE\n");
             abort();
         }
         *slash = '\0';

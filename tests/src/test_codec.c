@@ -1,4 +1,5 @@
-/* zstd: round trips at every edge, concatenated frames, and refusal of what is damaged, foreign, short or long. */
+/* zstd: round trips at every edge, concatenated frames, and refusal of what is damaged, foreign,
+ * short or long. */
 #include "src/codec.h"
 
 #include <stdio.h>
@@ -17,7 +18,8 @@ static uint8_t *make_frame(int64_t n, int level, uint8_t **plain, int64_t *frame
     ck_assert(*plain && frame);
     for (int64_t i = 0; i < n; i++)
         (*plain)[i] = (uint8_t)(mq_test_rand(&seed) & 15);
-    mq_assert_ok(mq_zstd_compress(frame, mq_zstd_bound(n), frame_bytes, *plain, n, level, &err), &err);
+    mq_assert_ok(mq_zstd_compress(frame, mq_zstd_bound(n), frame_bytes, *plain, n, level, &err),
+                 &err);
     return frame;
 }
 
@@ -30,7 +32,8 @@ START_TEST(round_trip_restores_every_byte)
             mq_err err;
             uint8_t *plain;
             int64_t n = sizes[i], frame_bytes;
-            uint8_t *frame = make_frame(n, levels[l], &plain, &frame_bytes), *back = malloc(n ? (size_t)n : 1);
+            uint8_t *frame = make_frame(n, levels[l], &plain, &frame_bytes),
+                    *back = malloc(n ? (size_t)n : 1);
             ck_assert_ptr_nonnull(back);
             mq_assert_ok(mq_zstd_decompress(n ? back : NULL, n, frame, frame_bytes, &err), &err);
             ck_assert(memcmp(back, plain, (size_t)n) == 0);
@@ -59,9 +62,11 @@ START_TEST(frames_may_follow_each_other)
                     "holds more than the expected 599 bytes");
     mq_assert_fails(mq_zstd_decompress(back, 600, both, 2 * frame_bytes, &err), MQ_E_FORMAT, &err,
                     "400 bytes after decompression, expected 600");
-    mq_assert_fails(mq_zstd_decompress(back, 600, both, 3 * frame_bytes - 1, &err), MQ_E_FORMAT, &err, "frame at byte");
+    mq_assert_fails(mq_zstd_decompress(back, 600, both, 3 * frame_bytes - 1, &err), MQ_E_FORMAT,
+                    &err, "frame at byte");
     both[3 * frame_bytes] = 0;
-    mq_assert_fails(mq_zstd_decompress(back, 600, both, 3 * frame_bytes + 1, &err), MQ_E_FORMAT, &err, "too few for a frame");
+    mq_assert_fails(mq_zstd_decompress(back, 600, both, 3 * frame_bytes + 1, &err), MQ_E_FORMAT,
+                    &err, "too few for a frame");
     free(frame);
     free(plain);
 }
@@ -92,7 +97,8 @@ START_TEST(damage_never_writes_outside_dst)
     int64_t frame_bytes;
     uint8_t *frame = make_frame(300, 3, &plain, &frame_bytes), *back = malloc(300);
     ck_assert_ptr_nonnull(back);
-    for (int64_t i = 0; i < frame_bytes * 8; i++) { /* every single bit; content may differ, memory must hold */
+    for (int64_t i = 0; i < frame_bytes * 8;
+         i++) { /* every single bit; content may differ, memory must hold */
         frame[i / 8] ^= (uint8_t)(1u << (i % 8));
         mq_status st = mq_zstd_decompress(back, 300, frame, frame_bytes, &err);
         ck_assert(st == MQ_OK || st == MQ_E_FORMAT);
@@ -109,9 +115,10 @@ START_TEST(foreign_frames_and_wide_windows_are_refused)
     mq_err err;
     uint8_t out[4];
     static const uint8_t skippable[] = {0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 'x'};
-    mq_assert_fails(mq_zstd_decompress(out, 0, skippable, sizeof skippable, &err), MQ_E_FORMAT, &err,
-                    "no frame starts at byte 0");
-    mq_assert_fails(mq_zstd_decompress(out, 0, NULL, 0, &err), MQ_E_FORMAT, &err, "expected a frame");
+    mq_assert_fails(mq_zstd_decompress(out, 0, skippable, sizeof skippable, &err), MQ_E_FORMAT,
+                    &err, "no frame starts at byte 0");
+    mq_assert_fails(mq_zstd_decompress(out, 0, NULL, 0, &err), MQ_E_FORMAT, &err,
+                    "expected a frame");
     /* Magic, no content size, window byte, one last raw block of 1 byte. */
     uint8_t frame[] = {0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3, 0x09, 0, 0, 'x'};
     mq_assert_ok(mq_zstd_decompress(out, 1, frame, sizeof frame, &err), &err); /* 2^27 */
@@ -120,7 +127,8 @@ START_TEST(foreign_frames_and_wide_windows_are_refused)
     mq_assert_fails(mq_zstd_decompress(out, 1, frame, sizeof frame, &err), MQ_E_FORMAT, &err,
                     "window of 150994944 bytes at byte 0, expected at most 134217728");
     frame[5] = 0xff;
-    mq_assert_fails(mq_zstd_decompress(out, 1, frame, sizeof frame, &err), MQ_E_FORMAT, &err, "window of ");
+    mq_assert_fails(mq_zstd_decompress(out, 1, frame, sizeof frame, &err), MQ_E_FORMAT, &err,
+                    "window of ");
 }
 END_TEST
 
@@ -129,9 +137,12 @@ START_TEST(our_own_mistakes_are_bugs)
     mq_err err;
     uint8_t dst[64] = {0};
     int64_t n;
-    mq_assert_fails(mq_zstd_compress(dst, sizeof dst, &n, dst, 64, 3, &err), MQ_E_BUG, &err, "64 bytes of room");
-    mq_assert_fails(mq_zstd_compress(dst, sizeof dst, &n, dst, 0, 0, &err), MQ_E_BUG, &err, "level 0, expected 1..19");
-    mq_assert_fails(mq_zstd_compress(dst, sizeof dst, &n, dst, 0, 20, &err), MQ_E_BUG, &err, "level 20");
+    mq_assert_fails(mq_zstd_compress(dst, sizeof dst, &n, dst, 64, 3, &err), MQ_E_BUG, &err,
+                    "64 bytes of room");
+    mq_assert_fails(mq_zstd_compress(dst, sizeof dst, &n, dst, 0, 0, &err), MQ_E_BUG, &err,
+                    "level 0, expected 1..19");
+    mq_assert_fails(mq_zstd_compress(dst, sizeof dst, &n, dst, 0, 20, &err), MQ_E_BUG, &err,
+                    "level 20");
     ck_assert_int_eq(n, 0);
 }
 END_TEST

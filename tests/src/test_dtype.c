@@ -34,10 +34,12 @@ START_TEST(bits_follow_from_the_name)
     static const struct {
         const char *name;
         int bits;
-    } want[] = {{"BOOL", 8}, {"F4", 4}, {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8}, {"I8", 8}, {"F8_E5M2", 8},
-                {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16}, {"U16", 16},
-                {"F16", 16}, {"BF16", 16}, {"I32", 32}, {"U32", 32}, {"F32", 32}, {"C64", 64}, {"F64", 64}, {"I64", 64},
-                {"U64", 64}};
+    } want[] = {{"BOOL", 8},    {"F4", 4},          {"F6_E2M3", 6},     {"F6_E3M2", 6},
+                {"U8", 8},      {"I8", 8},          {"F8_E5M2", 8},     {"F8_E4M3", 8},
+                {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},
+                {"U16", 16},    {"F16", 16},        {"BF16", 16},       {"I32", 32},
+                {"U32", 32},    {"F32", 32},        {"C64", 64},        {"F64", 64},
+                {"I64", 64},    {"U64", 64}};
     ck_assert_uint_eq(sizeof want / sizeof *want, MQ_DT_COUNT);
     for (int i = 0; i < MQ_DT_COUNT; i++) {
         ck_assert_str_eq(mq_dtype_name((mq_dtype)i), want[i].name);
@@ -48,8 +50,16 @@ END_TEST
 
 START_TEST(sums_and_products_stop_at_int64_max)
 {
-    const int64_t edge[] = {0, 1, 2, 3, INT64_C(3037000499), INT64_C(3037000500), INT64_MAX / 2, INT64_MAX / 2 + 1,
-                            INT64_MAX - 1, INT64_MAX};
+    const int64_t edge[] = {0,
+                            1,
+                            2,
+                            3,
+                            INT64_C(3037000499),
+                            INT64_C(3037000500),
+                            INT64_MAX / 2,
+                            INT64_MAX / 2 + 1,
+                            INT64_MAX - 1,
+                            INT64_MAX};
     for (size_t i = 0; i < sizeof edge / sizeof *edge; i++) {
         for (size_t j = 0; j < sizeof edge / sizeof *edge; j++) {
             int64_t a = edge[i], b = edge[j], got = -5, want;
@@ -63,7 +73,8 @@ START_TEST(sums_and_products_stop_at_int64_max)
         }
     }
     int64_t out = 9;
-    ck_assert(!mq_mul_i64(&out, -1, 2) && !mq_mul_i64(&out, 2, -1) && !mq_mul_i64(&out, 0, INT64_MIN));
+    ck_assert(!mq_mul_i64(&out, -1, 2) && !mq_mul_i64(&out, 2, -1) &&
+              !mq_mul_i64(&out, 0, INT64_MIN));
     ck_assert(!mq_add_i64(&out, -1, 2) && !mq_add_i64(&out, 2, -1));
     ck_assert_int_eq(out, 9);
 }

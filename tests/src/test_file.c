@@ -36,20 +36,25 @@ START_TEST(only_regular_files_open)
     mq_err err;
     mq_file *f;
     const char *dir = mq_test_dir();
-    char *fifo = at(dir, "fifo"), *sock = at(dir, "sock"), *link = at(dir, "link"), *file = at(dir, "file");
+    char *fifo = at(dir, "fifo"), *sock = at(dir, "sock"), *link = at(dir, "link"),
+         *file = at(dir, "file");
     mq_assert_fails(mq_file_open(&f, dir, &err), MQ_E_FORMAT, &err, "not a regular file");
-    mq_assert_fails(mq_file_open(&f, "/dev/null", &err), MQ_E_FORMAT, &err, "/dev/null: not a regular file");
+    mq_assert_fails(mq_file_open(&f, "/dev/null", &err), MQ_E_FORMAT, &err,
+                    "/dev/null: not a regular file");
     ck_assert_int_eq(mkfifo(fifo, 0600), 0);
-    mq_assert_fails(mq_file_open(&f, fifo, &err), MQ_E_FORMAT, &err, "fifo: not a regular file"); /* and returns */
+    mq_assert_fails(mq_file_open(&f, fifo, &err), MQ_E_FORMAT, &err,
+                    "fifo: not a regular file"); /* and returns */
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     ck_assert_uint_lt(strlen(sock), sizeof addr.sun_path);
     strcpy(addr.sun_path, sock);
     int fd = socket(AF_UNIX, SOCK_STREAM, 0);
     if (fd >= 0 && bind(fd, (struct sockaddr *)&addr, sizeof addr) == 0)
-        mq_assert_fails(mq_file_open(&f, sock, &err), MQ_E_FORMAT, &err, "sock: not a regular file");
+        mq_assert_fails(mq_file_open(&f, sock, &err), MQ_E_FORMAT, &err,
+                        "sock: not a regular file");
     if (fd >= 0)
         close(fd);
-    mq_assert_fails(mq_file_open(&f, file, &err), MQ_E_IO, &err, "file: open: No such file or directory");
+    mq_assert_fails(mq_file_open(&f, file, &err), MQ_E_IO, &err,
+                    "file: open: No such file or directory");
     ck_assert_ptr_null(f);
     ck_assert_int_eq(symlink("file", link), 0);
     mq_assert_fails(mq_file_open(&f, link, &err), MQ_E_IO, &err, "link: open: ");
@@ -77,11 +82,13 @@ START_TEST(reads_are_exact_or_fail_with_the_path)
     ck_assert_mem_eq(b, "3456", 4);
     mq_assert_ok(mq_file_read(f, b, 10, 0, &err), &err);
     mq_assert_ok(mq_file_read(f, b, 9, 1, &err), &err);
-    mq_assert_fails(mq_file_read(f, b, 9, 2, &err), MQ_E_IO, &err, "2 bytes asked for at 9, the file has 10");
+    mq_assert_fails(mq_file_read(f, b, 9, 2, &err), MQ_E_IO, &err,
+                    "2 bytes asked for at 9, the file has 10");
     mq_assert_fails(mq_file_read(f, b, -1, 1, &err), MQ_E_IO, &err, "asked for at -1");
     mq_assert_fails(mq_file_read(f, b, INT64_MAX, INT64_MAX, &err), MQ_E_IO, &err, "f: ");
     ck_assert_int_eq(truncate(path, 5), 0);
-    mq_assert_fails(mq_file_read(f, b, 3, 4, &err), MQ_E_IO, &err, "file shrank while being read: it ends at 5");
+    mq_assert_fails(mq_file_read(f, b, 3, 4, &err), MQ_E_IO, &err,
+                    "file shrank while being read: it ends at 5");
     ck_assert_ptr_eq(strstr(err.text, path), err.text);
     mq_file_close(f);
     free(path);
@@ -101,7 +108,8 @@ START_TEST(load_takes_up_to_the_limit)
     ck_assert_mem_eq(b.data, "a\0b\0", 4);
     mq_buf_str(&b, "c"); /* still a buffer */
     ck_assert_mem_eq(b.data, "a\0bc\0", 5);
-    mq_assert_fails(mq_file_load(&b, path, 2, &err), MQ_E_FORMAT, &err, "f: 3 bytes, expected at most 2");
+    mq_assert_fails(mq_file_load(&b, path, 2, &err), MQ_E_FORMAT, &err,
+                    "f: 3 bytes, expected at most 2");
     ck_assert_int_eq(b.n_bytes, 0);
     mq_assert_ok(mq_file_save(dir, "f", NULL, 0, &err), &err);
     mq_buf_release(&b);
@@ -158,7 +166,8 @@ END_TEST
 
 START_TEST(an_existing_file_is_replaced_not_rewritten)
 {
-    /* A reader that holds the old file keeps the old bytes: the name moved, the file did not change. */
+    /* A reader that holds the old file keeps the old bytes: the name moved, the file did not
+     * change. */
     mq_err err;
     mq_file *old;
     char b[3];
@@ -203,8 +212,10 @@ START_TEST(output_errors_name_the_path_and_leave_nothing)
     mq_assert_fails(mq_out_create(&o, "/nonexistent", "f", false, &err), MQ_E_IO, &err,
                     "/nonexistent/f.partial: create: No such file or directory");
     ck_assert_ptr_null(o);
-    mq_assert_fails(mq_out_create(&o, dir, "../f", false, &err), MQ_E_ARG, &err, "'../f' is not a plain file name");
-    mq_assert_fails(mq_out_create(&o, dir, "", false, &err), MQ_E_ARG, &err, "'' is not a plain file name");
+    mq_assert_fails(mq_out_create(&o, dir, "../f", false, &err), MQ_E_ARG, &err,
+                    "'../f' is not a plain file name");
+    mq_assert_fails(mq_out_create(&o, dir, "", false, &err), MQ_E_ARG, &err,
+                    "'' is not a plain file name");
     /* The final name is a folder: rename refuses, the partial file goes. */
     mq_assert_ok(mq_dir_create(path, &err), &err);
     mq_assert_fails(mq_file_save(dir, "taken", "x", 1, &err), MQ_E_IO, &err, "taken: rename: ");
@@ -232,8 +243,10 @@ START_TEST(a_failed_write_cannot_be_committed)
     signal(SIGXFSZ, handler);
     ck_assert_int_eq(st, MQ_E_IO);
     ck_assert_ptr_nonnull(strstr(err.text, "f.partial: write: File too large"));
-    mq_assert_fails(mq_out_append(o, "x", 1, &err), MQ_E_IO, &err, "f.partial: an earlier write failed");
-    mq_assert_fails(mq_out_commit(o, NULL, &err), MQ_E_IO, &err, "f.partial: an earlier write failed");
+    mq_assert_fails(mq_out_append(o, "x", 1, &err), MQ_E_IO, &err,
+                    "f.partial: an earlier write failed");
+    mq_assert_fails(mq_out_commit(o, NULL, &err), MQ_E_IO, &err,
+                    "f.partial: an earlier write failed");
     ck_assert(!mq_path_exists(path) && !mq_path_exists(partial));
     free(path), free(partial);
 }
@@ -246,8 +259,8 @@ START_TEST(plain_names)
     ck_assert(mq_name_is_plain("a", 1) && mq_name_is_plain("...", 3) && mq_name_is_plain(".a", 2) &&
               mq_name_is_plain("a b", 3) && mq_name_is_plain(longest, 255));
     ck_assert(!mq_name_is_plain("", 0) && !mq_name_is_plain(".", 1) && !mq_name_is_plain("..", 2) &&
-              !mq_name_is_plain("a/b", 3) && !mq_name_is_plain("/", 1) && !mq_name_is_plain("a\0b", 3) &&
-              !mq_name_is_plain(longest, 256));
+              !mq_name_is_plain("a/b", 3) && !mq_name_is_plain("/", 1) &&
+              !mq_name_is_plain("a\0b", 3) && !mq_name_is_plain(longest, 256));
 }
 END_TEST
 
@@ -262,10 +275,12 @@ START_TEST(folders_are_made_once_and_listed_sorted)
     mq_assert_ok(mq_dir_create(sub, &err), &err);
     mq_assert_ok(mq_dir_sync(sub, &err), &err);
     ck_assert(mq_path_is_dir(sub) && mq_path_exists(sub) && !mq_path_exists(deep));
-    mq_assert_fails(mq_dir_create(deep, &err), MQ_E_IO, &err, "no/deep: create folder: No such file");
+    mq_assert_fails(mq_dir_create(deep, &err), MQ_E_IO, &err,
+                    "no/deep: create folder: No such file");
     mq_assert_ok(mq_file_save(dir, "file", "x", 1, &err), &err);
     ck_assert(!mq_path_is_dir(file));
-    mq_assert_fails(mq_dir_create(file, &err), MQ_E_EXISTS, &err, "file: exists and is not a folder");
+    mq_assert_fails(mq_dir_create(file, &err), MQ_E_EXISTS, &err,
+                    "file: exists and is not a folder");
     mq_assert_fails(mq_dir_sync(deep, &err), MQ_E_IO, &err, "no/deep: open folder: ");
     mq_assert_ok(mq_dir_list(&names, &n, sub, &err), &err);
     ck_assert_int_eq(n, 0);
@@ -291,7 +306,8 @@ START_TEST(free_space_is_known)
     int64_t n = -1;
     mq_assert_ok(mq_dir_free_bytes(&n, mq_test_dir(), &err), &err);
     ck_assert_int_ge(n, 0);
-    mq_assert_fails(mq_dir_free_bytes(&n, "/nonexistent", &err), MQ_E_IO, &err, "/nonexistent: statvfs: ");
+    mq_assert_fails(mq_dir_free_bytes(&n, "/nonexistent", &err), MQ_E_IO, &err,
+                    "/nonexistent: statvfs: ");
 }
 END_TEST
 

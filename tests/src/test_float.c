@@ -1,12 +1,13 @@
-/* Every code of every small format against a computation in double that shares nothing with float.h. */
+/* Every code of every small format against a computation in double that shares nothing with
+ * float.h. */
 #include "src/float.h"
 
 #include <float.h>
 
 #include "tests/harness.h"
 
-/* Value of the low bits of c read as sign, n_exp, n_man with the given bias, by powers of two in double.  top: what the
- * all-ones exponent means. */
+/* Value of the low bits of c read as sign, n_exp, n_man with the given bias, by powers of two in
+ * double.  top: what the all-ones exponent means. */
 enum top_exponent { TOP_IEEE, TOP_NUMBER };
 static double decode(unsigned c, int n_exp, int n_man, int bias, enum top_exponent top)
 {
@@ -47,7 +48,8 @@ START_TEST(rounding_to_bf16_takes_the_nearest_and_even_on_ties)
             uint32_t s = sign << 31;
             unsigned s16 = sign << 15, up = c + 1;
             ck_assert_uint_eq(mq_f32_to_bf16(mq_f32_from_bits(s | low | 0x7fffu)), s16 | c);
-            ck_assert_uint_eq(mq_f32_to_bf16(mq_f32_from_bits(s | low | 0x8000u)), s16 | (c & 1u ? up : c));
+            ck_assert_uint_eq(mq_f32_to_bf16(mq_f32_from_bits(s | low | 0x8000u)),
+                              s16 | (c & 1u ? up : c));
             ck_assert_uint_eq(mq_f32_to_bf16(mq_f32_from_bits(s | low | 0x8001u)), s16 | up);
         }
     }
@@ -64,7 +66,8 @@ START_TEST(rounding_to_bf16_agrees_with_double_on_noise)
         float x = mq_f32_from_bits((uint32_t)mq_test_rand(&seed));
         if (!isfinite(x) || fabsf(x) > 0x1.fep127f)
             continue;
-        /* One unit in the last of 8 bits, no finer than the subnormal step 2^-133; rint rounds ties to even. */
+        /* One unit in the last of 8 bits, no finer than the subnormal step 2^-133; rint rounds ties
+         * to even. */
         int e;
         frexp((double)x, &e);
         int step = e - 8 < -133 ? -133 : e - 8;
@@ -80,7 +83,8 @@ START_TEST(a_nan_stays_a_quiet_nan_with_its_sign)
     static const uint32_t nans[] = {0x7f800001u, 0x7f80ffffu, 0x7fffffffu, 0x7fc00000u};
     for (int i = 0; i < 4; i++) {
         ck_assert_uint_eq(mq_f32_to_bf16(mq_f32_from_bits(nans[i])) & 0xffc0u, 0x7fc0u);
-        ck_assert_uint_eq(mq_f32_to_bf16(mq_f32_from_bits(nans[i] | 0x80000000u)) & 0xffc0u, 0xffc0u);
+        ck_assert_uint_eq(mq_f32_to_bf16(mq_f32_from_bits(nans[i] | 0x80000000u)) & 0xffc0u,
+                          0xffc0u);
     }
 }
 END_TEST

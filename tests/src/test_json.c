@@ -1,5 +1,5 @@
-/* The strict JSON reader and the writer: every rule of json.h with its offset, exact integers, linear time on large
- * objects, and text that survives a round trip. */
+/* The strict JSON reader and the writer: every rule of json.h with its offset, exact integers,
+ * linear time on large objects, and text that survives a round trip. */
 #include "src/json.h"
 
 #include <math.h>
@@ -50,7 +50,8 @@ static const struct {
     {"0x10", "byte 1: text after the value"},
     {"[1e999]", "byte 1: number outside the range of a double"},
     {"{\"a\": \"1e5\", \"b\": -1e400}", "byte 18: number outside the range of a double"},
-    {"1000000000000000000000000000000000000000000000000000000000000000", "byte 0: number of more than 63 characters"},
+    {"1000000000000000000000000000000000000000000000000000000000000000",
+     "byte 0: number of more than 63 characters"},
     {"[1,]", "byte 3: not a JSON value"},
     {"[1 2]", "byte 3: expected ',' or ']'"},
     {"[", "byte 1: the text ends early"},
@@ -97,14 +98,17 @@ START_TEST(a_raw_nul_is_refused_in_and_outside_strings)
 {
     mq_err err;
     mq_json *doc;
-    mq_assert_fails(mq_json_parse(&doc, "\"a\0b\"", 5, 8, &err), MQ_E_FORMAT, &err, "byte 2: control character");
-    mq_assert_fails(mq_json_parse(&doc, "1\0", 2, 8, &err), MQ_E_FORMAT, &err, "byte 1: text after the value");
+    mq_assert_fails(mq_json_parse(&doc, "\"a\0b\"", 5, 8, &err), MQ_E_FORMAT, &err,
+                    "byte 2: control character");
+    mq_assert_fails(mq_json_parse(&doc, "1\0", 2, 8, &err), MQ_E_FORMAT, &err,
+                    "byte 1: text after the value");
 }
 END_TEST
 
 START_TEST(any_truncation_of_a_good_text_is_refused)
 {
-    const char *good = "{\"a\": [1, -2.5e3, true, null], \"b\": {\"c\": \"\\ud83d\\ude00 \xc3\xa9\"}}";
+    const char *good =
+        "{\"a\": [1, -2.5e3, true, null], \"b\": {\"c\": \"\\ud83d\\ude00 \xc3\xa9\"}}";
     mq_err err;
     mq_json *doc;
     for (int64_t n = 0; n < (int64_t)strlen(good); n++) {
@@ -123,8 +127,12 @@ START_TEST(values_come_back_with_types_keys_and_counts)
 {
     mq_err err;
     mq_json *doc;
-    mq_assert_ok(parse(&doc, " {\"s\": \"q\\\"\\u00e9\\ud83d\\ude00\\/\", \"n\":-2.5e3, \"t\":true, \"z\":null, "
-                             "\"a\":[1,2,3], \"o\":{}, \"\":false } ", &err), &err);
+    mq_assert_ok(
+        parse(&doc,
+              " {\"s\": \"q\\\"\\u00e9\\ud83d\\ude00\\/\", \"n\":-2.5e3, \"t\":true, \"z\":null, "
+              "\"a\":[1,2,3], \"o\":{}, \"\":false } ",
+              &err),
+        &err);
     const mq_json_node *root = mq_json_root(doc), *n = mq_json_find(root, "s");
     ck_assert_int_eq(mq_json_count(root), 7);
     ck_assert_str_eq(mq_json_string(n), "q\"\xc3\xa9\xf0\x9f\x98\x80/");
@@ -208,7 +216,8 @@ START_TEST(depth_limit_counts_containers_and_ends_at_1000)
     mq_json *doc;
     mq_assert_ok(mq_json_parse(&doc, "1", 1, 0, &err), &err);
     mq_json_free(doc);
-    mq_assert_fails(mq_json_parse(&doc, "[]", 2, 0, &err), MQ_E_FORMAT, &err, "nested deeper than 0");
+    mq_assert_fails(mq_json_parse(&doc, "[]", 2, 0, &err), MQ_E_FORMAT, &err,
+                    "nested deeper than 0");
     mq_assert_ok(mq_json_parse(&doc, "[[],[]]", 7, 2, &err), &err);
     mq_json_free(doc);
     static char deep[200000];
@@ -272,13 +281,16 @@ START_TEST(load_names_the_path)
     const char *dir = mq_test_dir();
     char *path = mq_path_join(dir, "c.json");
     mq_assert_ok(mq_file_save(dir, "c.json", "{\"a\":01}", 8, &err), &err);
-    mq_assert_fails(mq_json_load(&doc, path, 100, 4, &err), MQ_E_FORMAT, &err, "c.json: JSON byte 5: number with a leading");
-    mq_assert_fails(mq_json_load(&doc, path, 7, 4, &err), MQ_E_FORMAT, &err, "c.json: 8 bytes, expected at most 7");
+    mq_assert_fails(mq_json_load(&doc, path, 100, 4, &err), MQ_E_FORMAT, &err,
+                    "c.json: JSON byte 5: number with a leading");
+    mq_assert_fails(mq_json_load(&doc, path, 7, 4, &err), MQ_E_FORMAT, &err,
+                    "c.json: 8 bytes, expected at most 7");
     ck_assert_ptr_eq(strstr(err.text, path), err.text);
     mq_assert_ok(mq_file_save(dir, "c.json", "{\"a\":1}", 7, &err), &err);
     mq_assert_ok(mq_json_load(&doc, path, 7, 4, &err), &err);
     mq_json_free(doc);
-    mq_assert_fails(mq_json_load(&doc, "/nonexistent/c.json", 7, 4, &err), MQ_E_IO, &err, "/nonexistent/c.json: ");
+    mq_assert_fails(mq_json_load(&doc, "/nonexistent/c.json", 7, 4, &err), MQ_E_IO, &err,
+                    "/nonexistent/c.json: ");
     ck_assert_ptr_null(doc);
     free(path);
 }
@@ -307,14 +319,17 @@ START_TEST(writer_places_commas_escapes_and_lines)
     mq_buf b = mq_buf_empty();
     mq_json_writer w = mq_json_write_begin(&b, 0);
     write_sample(&w);
-    ck_assert_str_eq(b.data, "{\"s\":\"a\\\"\\\\\\n\\t\\r\\u0001\x7f\xef\xbf\xbd\xc3\xa9\",\"none\":null,"
-                             "\"a\":[-9223372036854775808,0.1,{},[]],\"t\":true,\"z\":null}");
+    ck_assert_str_eq(b.data,
+                     "{\"s\":\"a\\\"\\\\\\n\\t\\r\\u0001\x7f\xef\xbf\xbd\xc3\xa9\",\"none\":null,"
+                     "\"a\":[-9223372036854775808,0.1,{},[]],\"t\":true,\"z\":null}");
     mq_buf_clear(&b);
     w = mq_json_write_begin(&b, 2);
     write_sample(&w);
-    ck_assert_str_eq(b.data, "{\n  \"s\": \"a\\\"\\\\\\n\\t\\r\\u0001\x7f\xef\xbf\xbd\xc3\xa9\",\n  \"none\": null,\n"
-                             "  \"a\": [\n    -9223372036854775808,\n    0.1,\n    {},\n    []\n  ],\n"
-                             "  \"t\": true,\n  \"z\": null\n}");
+    ck_assert_str_eq(
+        b.data,
+        "{\n  \"s\": \"a\\\"\\\\\\n\\t\\r\\u0001\x7f\xef\xbf\xbd\xc3\xa9\",\n  \"none\": null,\n"
+        "  \"a\": [\n    -9223372036854775808,\n    0.1,\n    {},\n    []\n  ],\n"
+        "  \"t\": true,\n  \"z\": null\n}");
     mq_buf_release(&b);
 }
 END_TEST
@@ -324,9 +339,18 @@ START_TEST(doubles_read_back_to_the_same_bits)
     static const struct {
         double value;
         const char *text;
-    } cases[] = {{0.0, "0"}, {-0.0, "-0"}, {1.0, "1"}, {0.1, "0.1"}, {1.0 / 3.0, "0.33333333333333331"}, {1e300, "1e+300"},
-                 {0x1p-1074, "4.94065646e-324"}, {123456789.0, "123456789"}, {1234567890.0, "1.23456789e+09"},
-                 {INFINITY, "null"}, {-INFINITY, "null"}, {NAN, "null"}};
+    } cases[] = {{0.0, "0"},
+                 {-0.0, "-0.0"},
+                 {1.0, "1"},
+                 {0.1, "0.1"},
+                 {1.0 / 3.0, "0.33333333333333331"},
+                 {1e300, "1e+300"},
+                 {0x1p-1074, "4.94065646e-324"},
+                 {123456789.0, "123456789"},
+                 {1234567890.0, "1.23456789e+09"},
+                 {INFINITY, "null"},
+                 {-INFINITY, "null"},
+                 {NAN, "null"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         mq_buf b = mq_buf_empty();
         mq_json_writer w = mq_json_write_begin(&b, 0);
@@ -340,7 +364,8 @@ END_TEST
 START_TEST(a_written_node_is_the_parsed_text)
 {
     /* Numbers beyond int64 keep their digits. */
-    const char *text = "{\"a\":[1,9007199254740993,18446744073709551615,-2.5,true,false,null,\"x\\u0001y\"],\"o\":{\"p\":{}}}";
+    const char *text = "{\"a\":[1,9007199254740993,18446744073709551615,-2.5,true,false,null,"
+                       "\"x\\u0001y\"],\"o\":{\"p\":{}}}";
     mq_err err;
     mq_json *doc;
     mq_assert_ok(parse(&doc, text, &err), &err);
@@ -358,12 +383,14 @@ int main(void)
 {
     Suite *s = suite_create("json");
     TCase *t = tcase_create("json");
-    tcase_add_loop_test(t, each_broken_rule_is_named_with_its_offset, 0, (int)(sizeof refused / sizeof *refused));
+    tcase_add_loop_test(t, each_broken_rule_is_named_with_its_offset, 0,
+                        (int)(sizeof refused / sizeof *refused));
     tcase_add_test(t, a_raw_nul_is_refused_in_and_outside_strings);
     tcase_add_test(t, any_truncation_of_a_good_text_is_refused);
     tcase_add_test(t, values_come_back_with_types_keys_and_counts);
     tcase_add_test(t, type_names_are_those_of_the_rfc);
-    tcase_add_loop_test(t, integers_are_read_from_their_digits, 0, (int)(sizeof ints / sizeof *ints));
+    tcase_add_loop_test(t, integers_are_read_from_their_digits, 0,
+                        (int)(sizeof ints / sizeof *ints));
     tcase_add_test(t, depth_limit_counts_containers_and_ends_at_1000);
     tcase_add_test(t, duplicates_are_found_on_both_sides_of_the_table_size);
     tcase_add_test(t, a_million_keys_take_linear_time);

@@ -1,4 +1,5 @@
-/* The hash table: every key finds its own value through growth, the first value stays, keys are byte strings. */
+/* The hash table: every key finds its own value through growth, the first value stays, keys are
+ * byte strings. */
 #include "src/map.h"
 
 #include <stdio.h>
@@ -12,7 +13,7 @@ static void check_n_keys(int64_t n, int64_t hint)
     mq_err err;
     mq_map *m;
     bool is_new;
-    char (*keys)[24] = calloc((size_t)n + 1, sizeof *keys);
+    char(*keys)[24] = calloc((size_t)n + 1, sizeof *keys);
     ck_assert_ptr_nonnull(keys);
     mq_assert_ok(mq_map_create(&m, hint, &err), &err);
     for (int64_t i = 0; i < n; i++) {
@@ -100,7 +101,8 @@ START_TEST(an_impossible_hint_is_out_of_memory)
 {
     mq_err err;
     mq_map *m;
-    mq_assert_fails(mq_map_create(&m, INT64_MAX, &err), MQ_E_NOMEM, &err, "out of memory for a table");
+    mq_assert_fails(mq_map_create(&m, INT64_MAX, &err), MQ_E_NOMEM, &err,
+                    "out of memory for a table");
     ck_assert_ptr_null(m);
 }
 END_TEST

@@ -1,4 +1,5 @@
-/* Threads: every job once, the failure that is reported does not depend on timing, turns keep their order. */
+/* Threads: every job once, the failure that is reported does not depend on timing, turns keep their
+ * order. */
 #include "src/pool.h"
 
 #include <limits.h>
@@ -46,7 +47,8 @@ END_TEST
 START_TEST(one_thread_is_the_callers_own)
 {
     mq_err err;
-    mq_assert_fails(mq_pool_run(0, 1, count_job, NULL, &err), MQ_E_ARG, &err, "0 threads, expected at least 1");
+    mq_assert_fails(mq_pool_run(0, 1, count_job, NULL, &err), MQ_E_ARG, &err,
+                    "0 threads, expected at least 1");
     mq_assert_ok(mq_pool_run(INT_MAX, 0, count_job, NULL, &err), &err);
 }
 END_TEST
@@ -92,7 +94,8 @@ START_TEST(the_lowest_failing_job_is_reported_each_time)
     for (int round = 0; round < 20; round++) {
         mq_err err;
         atomic_int started = 0;
-        mq_assert_fails(mq_pool_run(1 + round % 8, 1000000, fail_job, &started, &err), MQ_E_HASH, &err, "job 5");
+        mq_assert_fails(mq_pool_run(1 + round % 8, 1000000, fail_job, &started, &err), MQ_E_HASH,
+                        &err, "job 5");
         ck_assert_int_lt(atomic_load(&started), 1000000); /* the rest never started */
     }
     atomic_int started = 0;
@@ -144,7 +147,8 @@ START_TEST(a_cancel_frees_the_waiting_and_reports_the_cause)
         mq_err err;
         order_ctx c = {.bad_job = 20, .bad_status = MQ_E_NUMERIC};
         mq_assert_ok(mq_turn_create(&c.turn, &err), &err);
-        mq_assert_fails(mq_pool_run(threads, 64, order_job, &c, &err), MQ_E_NUMERIC, &err, "job 20 is bad");
+        mq_assert_fails(mq_pool_run(threads, 64, order_job, &c, &err), MQ_E_NUMERIC, &err,
+                        "job 20 is bad");
         ck_assert_int_eq(c.n, 20); /* all below it finished */
         mq_assert_fails(mq_turn_wait(c.turn, 0, &err), MQ_E_STOPPED, &err, "another job failed");
         mq_turn_free(c.turn);

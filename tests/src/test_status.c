@@ -31,8 +31,8 @@ START_TEST(control_characters_and_bad_utf8_are_escaped)
     } cases[] = {
         {"a\nb\tc\x1b[0m\x7f", "a\\x0ab\\x09c\\x1b[0m\\x7f"},
         {"\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80", "\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80"},
-        {"\xc2\x85|\xc2\xa0", "\\xc2\\x85|\xc2\xa0"},            /* NEL is a control character, NBSP is none */
-        {"\xff\x80", "\\xff\\x80"},                              /* stray bytes */
+        {"\xc2\x85|\xc2\xa0", "\\xc2\\x85|\xc2\xa0"}, /* NEL is a control character, NBSP is none */
+        {"\xff\x80", "\\xff\\x80"},                   /* stray bytes */
         {"\xc0\xaf \xe0\x80\xaf", "\\xc0\\xaf \\xe0\\x80\\xaf"}, /* overlong */
         {"\xed\xa0\x80", "\\xed\\xa0\\x80"},                     /* surrogate */
         {"\xf4\x90\x80\x80", "\\xf4\\x90\\x80\\x80"},            /* past U+10FFFF */
@@ -88,7 +88,8 @@ START_TEST(a_cut_never_splits_a_character_or_an_escape)
                 s += k;
             }
             const char *before = err.text + got - 3 - (p == 2 ? 4 : strlen(pieces[p]));
-            ck_assert_int_eq(strncmp(before, p == 2 ? "\\x0a" : pieces[p], p == 2 ? 4 : strlen(pieces[p])), 0);
+            ck_assert_int_eq(
+                strncmp(before, p == 2 ? "\\x0a" : pieces[p], p == 2 ? 4 : strlen(pieces[p])), 0);
         }
     }
 }
@@ -133,7 +134,8 @@ START_TEST(every_code_has_its_own_name)
 {
     for (int a = MQ_OK; a <= MQ_E_BUG; a++)
         for (int b = MQ_OK; b <= MQ_E_BUG; b++)
-            ck_assert_int_eq(strcmp(mq_status_name((mq_status)a), mq_status_name((mq_status)b)) == 0, a == b);
+            ck_assert_int_eq(
+                strcmp(mq_status_name((mq_status)a), mq_status_name((mq_status)b)) == 0, a == b);
     ck_assert_str_eq(mq_status_name(MQ_OK), "ok");
     ck_assert_str_eq(mq_status_name(MQ_E_FORMAT), "format");
     ck_assert_str_eq(mq_status_name((mq_status)99), "unknown");
@@ -144,7 +146,11 @@ END_TEST
 static int utf8_slow(const unsigned char *s, int n)
 {
     static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    int k = s[0] < 0x80 ? 1 : (s[0] & 0xe0) == 0xc0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : (s[0] & 0xf8) == 0xf0 ? 4 : 0;
+    int k = s[0] < 0x80             ? 1
+            : (s[0] & 0xe0) == 0xc0 ? 2
+            : (s[0] & 0xf0) == 0xe0 ? 3
+            : (s[0] & 0xf8) == 0xf0 ? 4
+                                    : 0;
     if (k < 2 || k > n)
         return k == 1 ? 1 : 0;
     uint32_t c = s[0] & (0x7fu >> k);
@@ -160,7 +166,8 @@ START_TEST(utf8_rule_agrees_with_decoding_on_all_first_three_bytes)
 {
     static const unsigned char last[] = {0x00, 0x7f, 0x80, 0xbf, 0xc0, 0xff};
     for (uint32_t v = 0; v < 1u << 24; v++) {
-        unsigned char s[4] = {(unsigned char)(v >> 16), (unsigned char)(v >> 8), (unsigned char)v, 0x80};
+        unsigned char s[4] = {(unsigned char)(v >> 16), (unsigned char)(v >> 8), (unsigned char)v,
+                              0x80};
         s[3] = last[v % 6];
         for (int n = v % 7 == 0 ? 0 : 4; n <= 4; n++)
             if (mq_utf8_bytes((const char *)s, n) != (n ? utf8_slow(s, n) : 0))
