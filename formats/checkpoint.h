@@ -34,7 +34,8 @@ const mq_safetensors *mq_checkpoint_file(const mq_checkpoint *c, int64_t i); /* 
 const char *mq_checkpoint_file_name(const mq_checkpoint *c, int64_t i);
 int64_t mq_checkpoint_n_tensors(const mq_checkpoint *c);
 mq_tensor_ref mq_checkpoint_tensor(const mq_checkpoint *c, int64_t i);
-/* {NULL, NULL} when there is none. */
+/* Position of a tensor by name, -1 when there is none; and the tensor itself, {NULL, NULL} when there is none. */
+int64_t mq_checkpoint_index(const mq_checkpoint *c, const char *name);
 mq_tensor_ref mq_checkpoint_find(const mq_checkpoint *c, const char *name);
 /* Lines of warnings ("" when none), owned by c. */
 const char *mq_checkpoint_warnings(const mq_checkpoint *c);

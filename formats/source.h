@@ -67,6 +67,7 @@ typedef struct mq_source_tensor {
     /* Fused storage: logical row i lies at stored row i / part_rows * chunk_rows + part_off + i % part_rows; not fused:
      * part_rows = chunk_rows = rows, part_off = 0. */
     int64_t chunk_rows, part_off, part_rows;
+    const uint8_t *resident; /* MQ_ROLE_DRAFT_MASK: its bytes, lent by the source, and data is empty; else NULL */
 } mq_source_tensor;
 
 typedef struct mq_source {
