@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "src/map.h"
+#include "src/utf8.h"
 
 /* Header object, tensor object, shape array, and one more inside unknown members. */
 enum { MAX_DEPTH = 4, MAX_UNKNOWN = 16 };
@@ -49,28 +50,9 @@ static mq_status fail(const parser *p, const char *rule, const char *fmt, ...)
                    (long long)p->pos, what);
 }
 
-/* Bytes of the UTF-8 sequence at s of which n bytes are there, 0 when it is invalid (overlong forms, surrogates and
- * values above U+10FFFF included). */
-static int utf8_length(const uint8_t *s, int64_t n)
-{
-    if (s[0] < 0x80)
-        return 1;
-    int len = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-    if (s[0] < 0xc2 || s[0] > 0xf4 || n < len)
-        return 0;
-    uint8_t low = s[0] == 0xe0 ? 0xa0 : s[0] == 0xf0 ? 0x90 : 0x80;
-    uint8_t high = s[0] == 0xed ? 0x9f : s[0] == 0xf4 ? 0x8f : 0xbf;
-    if (s[1] < low || s[1] > high)
-        return 0;
-    for (int i = 2; i < len; i++)
-        if ((s[i] & 0xc0) != 0x80)
-            return 0;
-    return len;
-}
-
 static mq_status check_utf8(parser *p)
 {
-    const uint8_t *s = (const uint8_t *)p->text;
+    const char *s = p->text;
     int64_t i = 0;
     while (i < p->n) {
         uint64_t eight;
@@ -81,7 +63,7 @@ static mq_status check_utf8(parser *p)
                 continue;
             }
         }
-        int len = utf8_length(s + i, p->n - i);
+        int len = mq_utf8_bytes(s + i, p->n - i);
         p->pos = i;
         if (len == 0)
             return fail(p, "S4", "invalid UTF-8");
