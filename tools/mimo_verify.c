@@ -1,6 +1,7 @@
 /* mimo-verify: prove a packed model: hashes and structure; weights against the source; perplexity and KL divergence. */
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "src/file.h"
 #include "src/pool.h"
@@ -27,6 +28,14 @@ typedef struct verify_state {
 } verify_state;
 
 static void add_bytes(void *ctx, int64_t n) { mq_progress_add(((verify_state *)ctx)->progress, n); }
+
+static void set_bytes(void *ctx, int64_t done, int64_t total)
+{
+    verify_state *v = ctx;
+    (void)total;
+    mq_progress_add(v->progress, done - v->done);
+    v->done = done;
+}
 
 static void set_units(void *ctx, int64_t done, int64_t total)
 {
@@ -96,7 +105,7 @@ static mq_status verify_integrity(verify_state *v, checks *list, int n_threads, 
     for (int64_t i = 0; i < m->n_shards; i++)
         bytes += m->shards[i].bytes;
     MQ_TRY(mq_progress_create(&v->progress, v->cli, "checking hashes and structure", bytes, "B", err));
-    mq_status st = mq_packed_verify(v->packed, n_threads, v->o->memory, add_bytes, v, err);
+    mq_status st = mq_packed_verify(v->packed, n_threads, v->o->memory, set_bytes, v, err);
     mq_progress_free(v->progress);
     v->progress = NULL;
     MQ_TRY(st);
@@ -231,13 +240,15 @@ static mq_status verify_quality(verify_state *v, checks *list, int n_threads, mq
 
 static mq_status run(verify_state *v, mq_err *err)
 {
-    const verify_options *o = v->o;
+    verify_options *o = v->o;
     const char *name;
     MQ_TRY(mq_cli_device(&name, o->device, err));
     if ((o->ppl_limit || o->kl_limit || o->top1_limit) && !(o->source && o->text))
         return mq_fail(err, MQ_E_ARG, "thresholds need --source and --text");
     if ((o->window_given || o->windows_given) && !o->text)
         return mq_fail(err, MQ_E_ARG, "--window and --windows need --text");
+    if (o->memory == 0)
+        o->memory = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGE_SIZE) / 2;
     int n_threads = o->threads ? (int)o->threads : mq_cpu_count();
     checks list = {.n = 0};
     MQ_TRY(mq_packed_open(&v->packed, v->cli->args[0], err));

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "src/utf8.h"
+
 mq_text_out mq_text_out_begin(const mq_tokenizer *t, const char *const *stops, int n_stops)
 {
     mq_text_out o = {.tokenizer = t, .stops = stops, .n_stops = n_stops, .held = mq_buf_empty(), .all = mq_buf_empty()};
@@ -59,14 +61,12 @@ static int64_t find_stop(const mq_text_out *o, int64_t *keep)
 static void append_valid(mq_buf *out, const char *text, int64_t n)
 {
     for (int64_t i = 0; i < n;) {
-        int m = sequence_bytes((unsigned char)text[i]), good = 1;
-        while (good < m && i + good < n && ((unsigned char)text[i + good] & 0xc0) == 0x80)
-            good++;
-        if (m && good == m)
+        int m = mq_utf8_bytes(text + i, n - i);
+        if (m)
             mq_buf_append(out, text + i, m);
         else
             mq_buf_str(out, "\xef\xbf\xbd");
-        i += good;
+        i += m ? m : 1;
     }
 }
 
