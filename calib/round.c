@@ -6,6 +6,7 @@
 #include "calib/round.h"
 
 #include <assert.h>
+#include <cpuid.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,13 +25,40 @@ struct mq_rounder {
     const mq_round_ops *ops;
 };
 
+/* F16C by hand: older compilers do not know its name.  The system's support of the registers comes with AVX2. */
+static bool has_avx2(void)
+{
+    unsigned a, b, c, d;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
+           (c & bit_F16C);
+}
+
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
 static mq_status find_ops(const mq_round_ops **out, const char *isa, mq_err *err)
 {
+    bool any = isa == NULL;
+    if (any || !strcmp(isa, "avx512")) {
+        *out = &mq_round_ops_avx512;
+        if (has_avx512())
+            return MQ_OK;
+        if (!any)
+            return mq_fail(err, MQ_E_DEVICE, "the processor has no AVX-512 (F, BW, VL, DQ)");
+    }
+    if (any || !strcmp(isa, "avx2")) {
+        *out = &mq_round_ops_avx2;
+        if (has_avx2())
+            return MQ_OK;
+        if (!any)
+            return mq_fail(err, MQ_E_DEVICE, "the processor has no AVX2, FMA and F16C");
+    }
     *out = &mq_round_ops_scalar;
-    if (isa == NULL || !strcmp(isa, "scalar"))
+    if (any || !strcmp(isa, "scalar"))
         return MQ_OK;
-    if (!strcmp(isa, "avx2") || !strcmp(isa, "avx512"))
-        return mq_fail(err, MQ_E_DEVICE, "no rounding code for %s in this build", isa);
     return mq_fail(err, MQ_E_ARG, "instruction set '%s', expected scalar, avx2 or avx512", isa);
 }
 
@@ -164,7 +192,7 @@ static void find_bad(const mq_round_chunk *c, int *row, int *col)
         for (*col = 0; *col < c->n_cols; ++*col)
             if (!isfinite(c->rows[*row][*col]))
                 return;
-    assert(!"a weight that is not finite");
+    assert(false && "a weight that is not finite");
 }
 
 static double sum_lanes(const double x[8])

@@ -11,10 +11,13 @@
 #include "src/matrix.h"
 #include "src/units.h"
 
+#define MQ_ROUND_ALIGNED __attribute__((aligned(64))) /* _Alignas for C and C++ */
+
 enum { MQ_ROUND_CHUNK = 512, MQ_ROUND_GROUPS = MQ_ROUND_CHUNK / 32 };
 
 /* Added to a value in -8..7 it rounds it half to even and leaves q + 8 in the low bits: 1.5 * 2^23 + 8. */
 #define MQ_ROUND_MAGIC 12582920.0f
+#define MQ_ROUND_WORST 3.4028234663852886e38f /* above the error of any candidate of a scaled group */
 
 /* Candidates of the search, round.h: exact scales first, then 2 signs of MQ_ROUND_STEPS inverse scales. */
 enum { MQ_ROUND_STEPS = 25 };
@@ -23,16 +26,16 @@ extern const float mq_round_step[MQ_ROUND_STEPS]; /* 6.5, 6.6, ... 8.9 */
 /* Scales of a chunk, [group of the chunk][row of the tile].  RTN: code = w / s.  Search: code = (w * pre) * inv,
  * pre = 2^-e and inv = 1 / (s 2^-e). */
 typedef struct mq_round_scales {
-    _Alignas(64) float s[MQ_ROUND_GROUPS][MQ_UNIT_ROWS];
-    _Alignas(64) float pre[MQ_ROUND_GROUPS][MQ_UNIT_ROWS];
-    _Alignas(64) float inv[MQ_ROUND_GROUPS][MQ_UNIT_ROWS];
+    MQ_ROUND_ALIGNED float s[MQ_ROUND_GROUPS][MQ_UNIT_ROWS];
+    MQ_ROUND_ALIGNED float pre[MQ_ROUND_GROUPS][MQ_UNIT_ROWS];
+    MQ_ROUND_ALIGNED float inv[MQ_ROUND_GROUPS][MQ_UNIT_ROWS];
 } mq_round_scales;
 
 /* Running sums of one row: lane l adds the columns c with c % 8 == l, ascending; w and w - s q are F32, squares and sums
  * double (the square of an F32 is exact there). */
 typedef struct mq_round_lanes {
-    _Alignas(64) double err2[8];
-    _Alignas(64) double norm2[8];
+    MQ_ROUND_ALIGNED double err2[8];
+    MQ_ROUND_ALIGNED double norm2[8];
 } mq_round_lanes;
 
 /* Geometry of a chunk inside its units. */
@@ -60,7 +63,7 @@ typedef struct mq_round_ops {
     void (*widen)(const mq_matrix *m, int64_t r, int64_t col0, int64_t n, float *out);
 } mq_round_ops;
 
-extern const mq_round_ops mq_round_ops_scalar;
+extern const mq_round_ops mq_round_ops_scalar, mq_round_ops_avx2, mq_round_ops_avx512;
 
 /* One group, the definition.  is_search: round.h; omega may be NULL. */
 typedef struct mq_round_one {
