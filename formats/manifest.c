@@ -175,7 +175,7 @@ static mq_status get_int(int64_t *out, const mq_json_node *obj, const char *key,
                          int64_t hi, mq_err *err)
 {
     const mq_json_node *n = mq_json_find(obj, key);
-    if (!mq_json_int(n, out))
+    if (!n || !mq_json_int(n, out))
         return mq_fail(err, MQ_E_FORMAT, "member '%s': expected an integer", key);
     if (*out < lo || *out > hi)
         return mq_fail(err, MQ_E_FORMAT, "member '%s': %lld, expected %lld to %lld", key,
@@ -399,7 +399,8 @@ static mq_status parse_recipe(mq_manifest *m, const mq_json_node *root, mq_err *
 
 static mq_status parse_head(mq_manifest *m, const mq_json_node *root, mq_err *err)
 {
-    const char *format = mq_json_string(mq_json_find(root, "format"));
+    const mq_json_node *node = mq_json_find(root, "format");
+    const char *format = node ? mq_json_string(node) : NULL;
     if (!format || strcmp(format, FORMAT_NAME) != 0)
         return mq_fail(err, MQ_E_FORMAT, "member 'format': expected \"%s\"", FORMAT_NAME);
     int64_t version, n_ranks, n_layers, n_mtp;

@@ -44,6 +44,8 @@ int mq_store_n_ranks(const mq_store *s);
 /* Bytes of weights a resident store holds, and the most a streaming one holds at a time; both known from headers alone. */
 int64_t mq_store_resident_bytes(const mq_store *s);
 int64_t mq_store_streaming_bytes(const mq_store *s);
+/* The one of the two that applies. */
+int64_t mq_store_bytes(const mq_store *s);
 /* The same for one rank, before opening: what --dry-run and memory checks print. */
 mq_status mq_store_plan_bytes(int64_t *resident_bytes, int64_t *streaming_bytes, const char *dir, mq_err *err);
 

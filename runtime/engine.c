@@ -1,0 +1,221 @@
+/* One sequence on a resident model: prefill in chunks (batch kernels), steps of 1 to 8 rows (fixed order), rollback.
+ *
+ * The memory that weights, cache and workspace will take is computed from headers and compared with the budget before
+ * anything large is allocated. */
+#include "runtime/engine.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#include "runtime/forward.h"
+
+enum { MAX_STEP = 8, DEFAULT_CONTEXT = 8192, DEFAULT_PREFILL = 256 };
+
+struct mq_engine {
+    const mq_kernels *kernels;
+    mq_dev *dev;
+    mq_store *store;
+    mq_forward *forward;
+    mq_cache *cache;
+    int64_t context, prefill_rows;
+    float *x;           /* [prefill_rows, hidden], dev's memory */
+    float *logits;      /* [MAX_STEP, vocab], dev's memory */
+    int32_t *token;     /* [1], dev's memory */
+    float *host_logits; /* [MAX_STEP, vocab] */
+    int64_t n_logits;   /* rows of the last call */
+    int64_t logits_pos; /* position of the first of them */
+};
+
+static int64_t at_most(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static mq_status check_budget(const mq_engine *e, const mq_engine_options *o, mq_err *err)
+{
+    const mq_model *m = mq_store_model(e->store);
+    int n_ranks = mq_store_n_ranks(e->store);
+    int64_t weights = mq_store_resident_bytes(e->store);
+    int64_t cache = mq_cache_bytes(m, n_ranks, e->context, e->prefill_rows);
+    int64_t work = mq_forward_workspace_bytes(m, n_ranks, e->prefill_rows, e->prefill_rows) +
+                   4 * e->prefill_rows * m->hidden + 2 * 4 * (int64_t)MAX_STEP * m->vocab;
+    if (o->memory_bytes > 0 && weights + cache + work > o->memory_bytes)
+        return mq_fail(err, MQ_E_NOMEM,
+                       "a budget of %lld bytes, but %lld are needed: %lld for weights, %lld for a context of %lld, %lld "
+                       "for workspace",
+                       (long long)o->memory_bytes, (long long)(weights + cache + work), (long long)weights,
+                       (long long)cache, (long long)e->context, (long long)work);
+    return MQ_OK;
+}
+
+static mq_status alloc_buffers(mq_engine *e, mq_err *err)
+{
+    const mq_model *m = mq_store_model(e->store);
+    int64_t logits_bytes = 4 * (int64_t)MAX_STEP * m->vocab;
+    void *p;
+    MQ_TRY(e->kernels->alloc(e->dev, &p, 4 * e->prefill_rows * m->hidden, err));
+    e->x = p;
+    MQ_TRY(e->kernels->alloc(e->dev, &p, logits_bytes, err));
+    e->logits = p;
+    MQ_TRY(e->kernels->alloc(e->dev, &p, sizeof(int32_t), err));
+    e->token = p;
+    e->host_logits = malloc((size_t)logits_bytes);
+    if (!e->host_logits)
+        return mq_fail(err, MQ_E_NOMEM, "logits of %lld bytes: out of memory", (long long)logits_bytes);
+    return MQ_OK;
+}
+
+static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_options *o, mq_err *err)
+{
+    mq_store_options so = {.n_ranks = o->n_ranks > 0 ? o->n_ranks : 1, .n_threads = o->n_threads, .check = true,
+                           .progress = o->progress, .progress_ctx = o->progress_ctx};
+    MQ_TRY(mq_store_open(&e->store, dir, &so, err));
+    const mq_model *m = mq_store_model(e->store);
+    if (o->context > m->max_positions)
+        return mq_fail(err, MQ_E_ARG, "a context of %lld positions, expected at most %d (max_position_embeddings)",
+                       (long long)o->context, m->max_positions);
+    e->context = o->context > 0 ? o->context : at_most(DEFAULT_CONTEXT, m->max_positions);
+    e->prefill_rows = o->prefill_rows > 0 ? o->prefill_rows : DEFAULT_PREFILL;
+    if (e->prefill_rows < MAX_STEP)
+        e->prefill_rows = MAX_STEP;
+    MQ_TRY(check_budget(e, o, err));
+    MQ_TRY(e->kernels->dev_open(&e->dev, 0, o->n_threads, NULL, err));
+    MQ_TRY(mq_store_load(e->store, err));
+    MQ_TRY(mq_forward_create(&e->forward, e->kernels, e->dev, e->store, e->prefill_rows, e->prefill_rows, err));
+    MQ_TRY(mq_cache_create(&e->cache, e->kernels, e->dev, m, so.n_ranks, e->context, e->prefill_rows, err));
+    return alloc_buffers(e, err);
+}
+
+mq_status mq_engine_open(mq_engine **out, const char *dir, const mq_kernels *kernels, const mq_engine_options *options,
+                         mq_err *err)
+{
+    *out = NULL;
+    mq_engine *e = calloc(1, sizeof *e);
+    if (!e)
+        return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", dir);
+    e->kernels = kernels;
+    mq_status st = open_parts(e, dir, options, err);
+    if (st != MQ_OK) {
+        mq_engine_close(e);
+        return st;
+    }
+    *out = e;
+    return MQ_OK;
+}
+
+void mq_engine_close(mq_engine *e)
+{
+    if (!e)
+        return;
+    free(e->host_logits);
+    if (e->dev) {
+        e->kernels->release(e->dev, e->token);
+        e->kernels->release(e->dev, e->logits);
+        e->kernels->release(e->dev, e->x);
+        mq_cache_free(e->cache);
+        mq_forward_free(e->forward);
+        e->kernels->dev_close(e->dev);
+    }
+    mq_store_close(e->store);
+    free(e);
+}
+
+const mq_model *mq_engine_model(const mq_engine *e)
+{
+    return mq_store_model(e->store);
+}
+
+const char *mq_engine_device_name(const mq_engine *e)
+{
+    return e->kernels->dev_name(e->dev);
+}
+
+int64_t mq_engine_weight_bytes(const mq_engine *e)
+{
+    return mq_store_resident_bytes(e->store);
+}
+
+int64_t mq_engine_context(const mq_engine *e)
+{
+    return e->context;
+}
+
+int64_t mq_engine_length(const mq_engine *e)
+{
+    return mq_cache_length(e->cache);
+}
+
+void mq_engine_reset(mq_engine *e)
+{
+    mq_cache_truncate(e->cache, 0);
+    e->n_logits = 0;
+}
+
+void mq_engine_rollback(mq_engine *e, int64_t length)
+{
+    mq_cache_truncate(e->cache, length);
+}
+
+/* Ids and room are checked before the first chunk, so that a refused call changes nothing. */
+static mq_status check_ids(const mq_engine *e, const int32_t *ids, int64_t n, mq_err *err)
+{
+    int vocab = mq_engine_model(e)->vocab;
+    int64_t length = mq_engine_length(e);
+    if (n > e->context - length)
+        return mq_fail(err, MQ_E_ARG, "%lld tokens after %lld, expected at most %lld in all (the context)",
+                       (long long)n, (long long)length, (long long)e->context);
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= vocab)
+            return mq_fail(err, MQ_E_ARG, "token id %d at position %lld, expected 0 to %d", ids[i],
+                           (long long)(length + i), vocab - 1);
+    return MQ_OK;
+}
+
+/* Logits of n rows of x, which stand at positions pos ... */
+static mq_status finish(mq_engine *e, const float *x, int64_t n, int64_t pos, mq_err *err)
+{
+    int64_t bytes = 4 * n * mq_engine_model(e)->vocab;
+    MQ_TRY(mq_forward_head(e->forward, MQ_FORWARD_STEP, e->logits, x, n, err));
+    MQ_TRY(e->kernels->download(e->dev, e->host_logits, e->logits, bytes, err));
+    MQ_TRY(e->kernels->dev_sync(e->dev, err));
+    e->n_logits = n;
+    e->logits_pos = pos;
+    return MQ_OK;
+}
+
+mq_status mq_engine_prefill(mq_engine *e, const int32_t *ids, int64_t n, mq_err *err)
+{
+    if (n < 1)
+        return mq_fail(err, MQ_E_ARG, "an empty prompt, expected at least one token");
+    MQ_TRY(check_ids(e, ids, n, err));
+    int64_t rows = 0;
+    for (int64_t i = 0; i < n; i += rows) {
+        rows = at_most(n - i, e->prefill_rows);
+        MQ_TRY(mq_forward_tokens(e->forward, MQ_FORWARD_BATCH, e->x, ids + i, rows, e->cache, NULL, NULL, err));
+    }
+    return finish(e, e->x + (rows - 1) * mq_engine_model(e)->hidden, 1, mq_engine_length(e) - 1, err);
+}
+
+mq_status mq_engine_step(mq_engine *e, const int32_t *ids, int n, mq_err *err)
+{
+    if (n < 1 || n > MAX_STEP)
+        return mq_fail(err, MQ_E_ARG, "a step of %d rows, expected 1 to %d", n, MAX_STEP);
+    MQ_TRY(check_ids(e, ids, n, err));
+    int64_t pos = mq_engine_length(e);
+    MQ_TRY(mq_forward_tokens(e->forward, MQ_FORWARD_STEP, e->x, ids, n, e->cache, NULL, NULL, err));
+    return finish(e, e->x, n, pos, err);
+}
+
+const float *mq_engine_logits(const mq_engine *e)
+{
+    return e->host_logits;
+}
+
+mq_status mq_engine_sample(mq_engine *e, int32_t *token, int row, const mq_sampling *s, mq_err *err)
+{
+    assert(row >= 0 && row < e->n_logits);
+    int64_t vocab = mq_engine_model(e)->vocab;
+    MQ_TRY(e->kernels->sample(e->dev, e->token, e->logits + row * vocab, s, 1, vocab, e->logits_pos + row + 1, err));
+    MQ_TRY(e->kernels->download(e->dev, token, e->token, sizeof *token, err));
+    return e->kernels->dev_sync(e->dev, err);
+}

@@ -1,0 +1,439 @@
+/* The store: who asks for which weights, and how long they stay.  Where they come from is a backend's business.
+ *
+ * Sizes are measured from headers at open, so a budget is checked before a byte of weights is read.  Resident: one
+ * block of memory per layer, loaded by as many threads as asked for, layer by layer.  Streaming: three slots, each as
+ * large as the largest thing it will hold, reused. */
+#include "runtime/store.h"
+
+#include <assert.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "runtime/store_backend.h"
+#include "src/dtype.h"
+#include "src/pool.h"
+
+enum { SLOT_ALIGN = 64 };
+
+/* What a vocabulary slot holds. */
+enum { VOCAB_NONE, VOCAB_EMBEDDING, VOCAB_HEAD };
+
+struct mq_store {
+    char *dir;
+    mq_store_options options;
+    mq_backend backend;
+    bool packed, resident;
+    int n_layers, n_experts, n_ranks;
+
+    int64_t *layer_bytes, *experts_bytes; /* [n_layers]: everything but experts; all experts, all ranks */
+    int64_t embedding_bytes, head_bytes, norm_bytes;
+    int64_t max_layer_bytes, max_expert_bytes; /* an expert of one rank */
+
+    mq_slot norm_slot;
+    const float *final_norm;
+    mq_matrix embedding, *head; /* head [n_ranks] */
+
+    void *reader; /* streaming */
+    mq_slot layer_slot, expert_slot, vocab_slot;
+    int held_layer, held_expert_layer, held_expert, held_expert_rank, held_vocab; /* -1 or VOCAB_NONE: nothing */
+    mq_layer_weights *layer;     /* [n_ranks] */
+    mq_mlp_weights expert;
+
+    mq_slot *slots;              /* resident: [n_layers] then embedding, head */
+    mq_layer_weights *layers;    /* [n_layers, n_ranks] */
+    mq_mlp_weights *experts;     /* [n_layers, n_experts, n_ranks] */
+    pthread_mutex_t progress_lock;
+    int64_t done_bytes;
+};
+
+/* ---- Slots ---- */
+
+mq_status mq_slot_take(mq_slot *s, void **out, int64_t n_bytes, mq_err *err)
+{
+    *out = NULL;
+    int64_t off = mq_round_up(s->used, SLOT_ALIGN);
+    if (n_bytes < 0 || off > INT64_MAX / 2 || n_bytes > INT64_MAX / 2)
+        return mq_fail(err, MQ_E_NOMEM, "weights of more than 2^62 bytes");
+    s->used = off + n_bytes;
+    if (s->measuring)
+        return MQ_OK;
+    if (s->used > s->cap)
+        return mq_fail(err, MQ_E_BUG, "weights of %lld bytes, measured %lld", (long long)s->used, (long long)s->cap);
+    *out = s->mem + off;
+    return MQ_OK;
+}
+
+static mq_status slot_alloc(mq_slot *s, int64_t n_bytes, mq_err *err)
+{
+    *s = (mq_slot){NULL, mq_round_up(n_bytes + 1, SLOT_ALIGN), 0, false};
+    s->mem = aligned_alloc(SLOT_ALIGN, (size_t)s->cap);
+    if (!s->mem)
+        return mq_fail(err, MQ_E_NOMEM, "weights of %lld bytes: out of memory", (long long)n_bytes);
+    return MQ_OK;
+}
+
+static void slot_free(mq_slot *s)
+{
+    free(s->mem);
+    *s = (mq_slot){NULL, 0, 0, false};
+}
+
+mq_status mq_backend_check(const mq_matrix *m, int64_t rows, int64_t cols, mq_err *err)
+{
+    if (m->rows != rows || m->cols != cols)
+        return mq_fail(err, MQ_E_SHAPE, "shape [%lld, %lld], expected [%lld, %lld]", (long long)m->rows,
+                       (long long)m->cols, (long long)rows, (long long)cols);
+    return mq_matrix_check(m, err);
+}
+
+/* ---- Measuring ---- */
+
+static mq_status measure_experts(mq_store *s, void *reader, int layer, mq_err *err)
+{
+    int64_t total = 0;
+    for (int i = 0; i < s->n_experts * s->n_ranks; i++) {
+        mq_slot slot = {.measuring = true};
+        mq_mlp_weights w;
+        MQ_TRY(s->backend.ops->expert(s->backend.impl, reader, &slot, &w, layer, i / s->n_ranks, i % s->n_ranks, err));
+        total += mq_round_up(slot.used, SLOT_ALIGN);
+        s->max_expert_bytes = slot.used > s->max_expert_bytes ? slot.used : s->max_expert_bytes;
+    }
+    s->experts_bytes[layer] = total;
+    return MQ_OK;
+}
+
+static mq_status measure(mq_store *s, mq_err *err)
+{
+    const mq_backend_ops *ops = s->backend.ops;
+    void *impl = s->backend.impl;
+    for (int l = 0; l < s->n_layers; l++) {
+        mq_slot slot = {.measuring = true};
+        MQ_TRY(ops->layer(impl, s->reader, &slot, s->layer, l, err));
+        s->layer_bytes[l] = slot.used;
+        s->max_layer_bytes = slot.used > s->max_layer_bytes ? slot.used : s->max_layer_bytes;
+        if (s->backend.model->is_moe[l])
+            MQ_TRY(measure_experts(s, s->reader, l, err));
+    }
+    mq_slot embedding = {.measuring = true}, head = {.measuring = true}, norm = {.measuring = true};
+    MQ_TRY(ops->embedding(impl, s->reader, &embedding, &s->embedding, err));
+    MQ_TRY(ops->head(impl, s->reader, &head, s->head, err));
+    MQ_TRY(ops->final_norm(impl, s->reader, &norm, &s->final_norm, err));
+    s->embedding_bytes = embedding.used;
+    s->head_bytes = head.used;
+    s->norm_bytes = norm.used;
+    return MQ_OK;
+}
+
+int64_t mq_store_resident_bytes(const mq_store *s)
+{
+    int64_t total = s->embedding_bytes + s->head_bytes + s->norm_bytes;
+    for (int l = 0; l < s->n_layers; l++)
+        total += mq_round_up(s->layer_bytes[l], SLOT_ALIGN) + s->experts_bytes[l];
+    return total;
+}
+
+int64_t mq_store_streaming_bytes(const mq_store *s)
+{
+    int64_t vocab = s->embedding_bytes > s->head_bytes ? s->embedding_bytes : s->head_bytes;
+    return s->max_layer_bytes + s->max_expert_bytes + vocab + s->norm_bytes;
+}
+
+int64_t mq_store_bytes(const mq_store *s)
+{
+    return s->resident ? mq_store_resident_bytes(s) : mq_store_streaming_bytes(s);
+}
+
+/* ---- Loading a resident store ---- */
+
+static void report(mq_store *s, int64_t n_bytes)
+{
+    if (!s->options.progress)
+        return;
+    pthread_mutex_lock(&s->progress_lock);
+    s->done_bytes += n_bytes;
+    s->options.progress(s->options.progress_ctx, s->done_bytes, mq_store_resident_bytes(s));
+    pthread_mutex_unlock(&s->progress_lock);
+}
+
+static mq_status load_layer(mq_store *s, void *reader, int layer, mq_err *err)
+{
+    const mq_backend_ops *ops = s->backend.ops;
+    mq_slot *slot = &s->slots[layer];
+    int64_t bytes = mq_round_up(s->layer_bytes[layer], SLOT_ALIGN) + s->experts_bytes[layer];
+    MQ_TRY(slot_alloc(slot, bytes, err));
+    MQ_TRY(ops->layer(s->backend.impl, reader, slot, s->layers + (int64_t)layer * s->n_ranks, layer, err));
+    int64_t n = s->backend.model->is_moe[layer] ? (int64_t)s->n_experts * s->n_ranks : 0;
+    for (int64_t i = 0; i < n; i++) {
+        mq_mlp_weights *out = &s->experts[(int64_t)layer * s->n_experts * s->n_ranks + i];
+        slot->used = mq_round_up(slot->used, SLOT_ALIGN);
+        MQ_TRY(ops->expert(s->backend.impl, reader, slot, out, layer, (int)(i / s->n_ranks), (int)(i % s->n_ranks),
+                           err));
+    }
+    report(s, bytes);
+    return MQ_OK;
+}
+
+static mq_status load_job(void *ctx, int64_t job, int worker, mq_err *err)
+{
+    mq_store *s = ctx;
+    (void)worker;
+    void *reader;
+    MQ_TRY(s->backend.ops->reader_open(s->backend.impl, &reader, err));
+    mq_status st = MQ_OK;
+    if (job < s->n_layers) {
+        st = load_layer(s, reader, (int)job, err);
+    } else if (job == s->n_layers) {
+        st = slot_alloc(&s->slots[job], s->embedding_bytes, err);
+        if (st == MQ_OK)
+            st = s->backend.ops->embedding(s->backend.impl, reader, &s->slots[job], &s->embedding, err);
+        report(s, s->embedding_bytes);
+    } else {
+        st = slot_alloc(&s->slots[job], s->head_bytes, err);
+        if (st == MQ_OK)
+            st = s->backend.ops->head(s->backend.impl, reader, &s->slots[job], s->head, err);
+        report(s, s->head_bytes);
+    }
+    s->backend.ops->reader_close(s->backend.impl, reader);
+    return st;
+}
+
+static void drop_resident(mq_store *s)
+{
+    for (int64_t i = 0; s->slots && i < s->n_layers + 2; i++)
+        slot_free(&s->slots[i]);
+    free(s->slots);
+    free(s->layers);
+    free(s->experts);
+    s->slots = NULL;
+    s->layers = NULL;
+    s->experts = NULL;
+}
+
+mq_status mq_store_load(mq_store *s, mq_err *err)
+{
+    if (s->resident)
+        return MQ_OK;
+    size_t n_layers = (size_t)s->n_layers, n_ranks = (size_t)s->n_ranks;
+    s->slots = calloc(n_layers + 2, sizeof *s->slots);
+    s->layers = calloc(n_layers * n_ranks, sizeof *s->layers);
+    s->experts = calloc(n_layers * n_ranks * (size_t)(s->n_experts + 1), sizeof *s->experts);
+    mq_status st = MQ_OK;
+    if (!s->slots || !s->layers || !s->experts)
+        st = mq_fail(err, MQ_E_NOMEM, "%s: out of memory", s->dir);
+    s->held_vocab = VOCAB_NONE; /* embedding and head are about to move */
+    s->done_bytes = s->norm_bytes;
+    int n_threads = s->options.n_threads > 0 ? s->options.n_threads : mq_cpu_count();
+    if (st == MQ_OK)
+        st = mq_pool_run(n_threads, s->n_layers + 2, load_job, s, err);
+    if (st != MQ_OK) {
+        drop_resident(s);
+        return st;
+    }
+    slot_free(&s->layer_slot);
+    slot_free(&s->expert_slot);
+    slot_free(&s->vocab_slot);
+    s->resident = true;
+    return MQ_OK;
+}
+
+/* ---- Opening ---- */
+
+static bool has_manifest(const char *dir)
+{
+    size_t n = strlen(dir) + sizeof "/manifest.json";
+    char *path = malloc(n);
+    if (!path)
+        return false;
+    snprintf(path, n, "%s/manifest.json", dir);
+    bool there = access(path, F_OK) == 0;
+    free(path);
+    return there;
+}
+
+static mq_status open_backend(mq_store *s, mq_err *err)
+{
+    if (s->n_ranks < 1)
+        return mq_fail(err, MQ_E_ARG, "%d ranks, expected at least 1", s->n_ranks);
+    s->packed = has_manifest(s->dir);
+    MQ_TRY(s->packed ? mq_backend_open_packed(&s->backend, s->dir, s->n_ranks, s->options.check, err)
+                     : mq_backend_open_checkpoint(&s->backend, s->dir, s->n_ranks, err));
+    const mq_model *m = s->backend.model;
+    s->n_layers = m->n_layers;
+    s->n_experts = m->n_experts;
+    s->layer_bytes = calloc((size_t)m->n_layers, sizeof *s->layer_bytes);
+    s->experts_bytes = calloc((size_t)m->n_layers, sizeof *s->experts_bytes);
+    s->layer = calloc((size_t)s->n_ranks, sizeof *s->layer);
+    s->head = calloc((size_t)s->n_ranks, sizeof *s->head);
+    if (!s->layer_bytes || !s->experts_bytes || !s->layer || !s->head)
+        return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", s->dir);
+    MQ_TRY(s->backend.ops->reader_open(s->backend.impl, &s->reader, err));
+    MQ_TRY(measure(s, err));
+    MQ_TRY(slot_alloc(&s->norm_slot, s->norm_bytes, err));
+    return s->backend.ops->final_norm(s->backend.impl, s->reader, &s->norm_slot, &s->final_norm, err);
+}
+
+mq_status mq_store_open(mq_store **out, const char *dir, const mq_store_options *options, mq_err *err)
+{
+    *out = NULL;
+    mq_store *s = calloc(1, sizeof *s);
+    char *copy = strdup(dir);
+    if (!s || !copy) {
+        free(s);
+        free(copy);
+        return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", dir);
+    }
+    s->dir = copy;
+    s->options = *options;
+    s->n_ranks = options->n_ranks;
+    s->held_layer = s->held_expert_layer = s->held_expert = s->held_expert_rank = -1;
+    pthread_mutex_init(&s->progress_lock, NULL);
+    mq_status st = open_backend(s, err);
+    if (st == MQ_OK && options->resident)
+        st = mq_store_load(s, err);
+    if (st != MQ_OK) {
+        mq_store_close(s);
+        return st;
+    }
+    *out = s;
+    return MQ_OK;
+}
+
+void mq_store_close(mq_store *s)
+{
+    if (!s)
+        return;
+    drop_resident(s);
+    slot_free(&s->norm_slot);
+    slot_free(&s->layer_slot);
+    slot_free(&s->expert_slot);
+    slot_free(&s->vocab_slot);
+    if (s->backend.impl) {
+        s->backend.ops->reader_close(s->backend.impl, s->reader);
+        s->backend.ops->close(s->backend.impl);
+    }
+    pthread_mutex_destroy(&s->progress_lock);
+    free(s->layer_bytes);
+    free(s->experts_bytes);
+    free(s->layer);
+    free(s->head);
+    free(s->dir);
+    free(s);
+}
+
+mq_status mq_store_plan_bytes(int64_t *resident_bytes, int64_t *streaming_bytes, const char *dir, mq_err *err)
+{
+    mq_store_options options = {.n_ranks = 1};
+    mq_store *s;
+    MQ_TRY(mq_store_open(&s, dir, &options, err));
+    *resident_bytes = mq_store_resident_bytes(s);
+    *streaming_bytes = mq_store_streaming_bytes(s);
+    mq_store_close(s);
+    return MQ_OK;
+}
+
+const mq_model *mq_store_model(const mq_store *s)
+{
+    return s->backend.model;
+}
+
+bool mq_store_is_packed(const mq_store *s)
+{
+    return s->packed;
+}
+
+const char *mq_store_dir(const mq_store *s)
+{
+    return s->dir;
+}
+
+int mq_store_n_ranks(const mq_store *s)
+{
+    return s->n_ranks;
+}
+
+/* ---- Lending ---- */
+
+/* Ready slot for a load of at most n_bytes. */
+static mq_status slot_reuse(mq_slot *slot, int64_t n_bytes, mq_err *err)
+{
+    slot->used = 0;
+    return slot->mem ? MQ_OK : slot_alloc(slot, n_bytes, err);
+}
+
+mq_status mq_store_layer(mq_store *s, mq_layer_weights *out, int layer, int rank, mq_err *err)
+{
+    assert(layer >= 0 && layer < s->n_layers && rank >= 0 && rank < s->n_ranks);
+    if (s->resident) {
+        *out = s->layers[(int64_t)layer * s->n_ranks + rank];
+        return MQ_OK;
+    }
+    if (s->held_layer != layer) {
+        s->held_layer = -1;
+        MQ_TRY(slot_reuse(&s->layer_slot, s->max_layer_bytes, err));
+        MQ_TRY(s->backend.ops->layer(s->backend.impl, s->reader, &s->layer_slot, s->layer, layer, err));
+        s->held_layer = layer;
+    }
+    *out = s->layer[rank];
+    return MQ_OK;
+}
+
+mq_status mq_store_expert(mq_store *s, mq_mlp_weights *out, int layer, int expert, int rank, mq_err *err)
+{
+    assert(layer >= 0 && layer < s->n_layers && s->backend.model->is_moe[layer]);
+    assert(expert >= 0 && expert < s->n_experts && rank >= 0 && rank < s->n_ranks);
+    if (s->resident) {
+        *out = s->experts[((int64_t)layer * s->n_experts + expert) * s->n_ranks + rank];
+        return MQ_OK;
+    }
+    if (s->held_expert_layer != layer || s->held_expert != expert || s->held_expert_rank != rank) {
+        s->held_expert_layer = -1;
+        MQ_TRY(slot_reuse(&s->expert_slot, s->max_expert_bytes, err));
+        MQ_TRY(s->backend.ops->expert(s->backend.impl, s->reader, &s->expert_slot, &s->expert, layer, expert, rank,
+                                      err));
+        s->held_expert_layer = layer;
+        s->held_expert = expert;
+        s->held_expert_rank = rank;
+    }
+    *out = s->expert;
+    return MQ_OK;
+}
+
+static mq_status hold_vocab(mq_store *s, int what, mq_err *err)
+{
+    if (s->resident || s->held_vocab == what)
+        return MQ_OK;
+    int64_t most = s->embedding_bytes > s->head_bytes ? s->embedding_bytes : s->head_bytes;
+    s->held_vocab = VOCAB_NONE;
+    MQ_TRY(slot_reuse(&s->vocab_slot, most, err));
+    if (what == VOCAB_EMBEDDING)
+        MQ_TRY(s->backend.ops->embedding(s->backend.impl, s->reader, &s->vocab_slot, &s->embedding, err));
+    else
+        MQ_TRY(s->backend.ops->head(s->backend.impl, s->reader, &s->vocab_slot, s->head, err));
+    s->held_vocab = what;
+    return MQ_OK;
+}
+
+mq_status mq_store_embedding(mq_store *s, mq_matrix *out, mq_err *err)
+{
+    MQ_TRY(hold_vocab(s, VOCAB_EMBEDDING, err));
+    *out = s->embedding;
+    return MQ_OK;
+}
+
+mq_status mq_store_head(mq_store *s, mq_matrix *out, int rank, mq_err *err)
+{
+    assert(rank >= 0 && rank < s->n_ranks);
+    MQ_TRY(hold_vocab(s, VOCAB_HEAD, err));
+    *out = s->head[rank];
+    return MQ_OK;
+}
+
+mq_status mq_store_final_norm(mq_store *s, const float **out, mq_err *err)
+{
+    (void)err;
+    *out = s->final_norm;
+    return MQ_OK;
+}

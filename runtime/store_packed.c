@@ -1,0 +1,351 @@
+/* Weights of a packed model: records of N file ranks, lent to R logical ranks.
+ *
+ * With R equal to N a record's bytes are used as they are.  With fewer, N/R slices are merged while loading
+ * (merge.c); KV heads that several file ranks repeat are kept once.  What a record is called, and that its shape is the
+ * plan's, formats has checked when the shard was opened. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "formats/manifest.h"
+#include "runtime/merge.h"
+#include "runtime/slices.h"
+#include "runtime/store_backend.h"
+#include "src/dtype.h"
+
+typedef struct packed {
+    mq_packed *p;
+    const mq_model *m;
+    mq_shard *common;
+    int n_files, n_ranks; /* N and R */
+    bool check;
+} packed;
+
+/* The shards of one layer, or of the head. */
+typedef struct reader {
+    int64_t first_file; /* plan index of rank 0's file; -1: none open */
+    int n_shards;
+    mq_shard *shards[];
+} reader;
+
+static mq_key key_of(int layer, mq_role role, int expert)
+{
+    return (mq_key){MQ_STACK_MODEL, layer, role, expert};
+}
+
+static void close_shards(reader *r)
+{
+    for (int i = 0; i < r->n_shards; i++) {
+        mq_shard_close(r->shards[i]);
+        r->shards[i] = NULL;
+    }
+    r->first_file = -1;
+}
+
+/* Plan order: common, layers with the rank running fastest, head (formats/plan.h). */
+static mq_status open_shards(const packed *c, reader *r, int layer, mq_err *err)
+{
+    int64_t first = 1 + (int64_t)(layer >= 0 ? layer : c->m->n_layers) * c->n_files;
+    if (r->first_file == first)
+        return MQ_OK;
+    close_shards(r);
+    for (int i = 0; i < c->n_files; i++)
+        MQ_TRY(mq_packed_shard(&r->shards[i], c->p, first + i, err));
+    r->first_file = first;
+    return MQ_OK;
+}
+
+static mq_status find_record(int64_t *index, const mq_shard *s, mq_key key, mq_err *err)
+{
+    char name[MQ_KEY_NAME];
+    mq_key_name(name, sizeof name, key);
+    *index = mq_shard_find(s, name);
+    return *index >= 0 ? MQ_OK : mq_fail(err, MQ_E_FORMAT, "tensor '%s': missing", name);
+}
+
+/* Record i of s, its bytes in slot. */
+static mq_status load_record(const packed *c, mq_slot *slot, mq_matrix *out, const mq_shard *s, int64_t i, mq_err *err)
+{
+    void *plain;
+    MQ_TRY(mq_slot_take(slot, &plain, (int64_t)mq_shard_entry_at(s, i)->plain_bytes, err));
+    if (!slot->measuring)
+        MQ_TRY(mq_shard_load(s, i, plain, c->check, err));
+    *out = mq_shard_matrix(s, i, plain);
+    return MQ_OK;
+}
+
+/* A record of the common file as F32, elements [first, first + n); n 0: all. */
+static mq_status load_vector(const packed *c, mq_slot *slot, const float **out, mq_key key, int64_t first, int64_t n,
+                             mq_err *err)
+{
+    int64_t i;
+    void *values;
+    MQ_TRY(find_record(&i, c->common, key, err));
+    const mq_shard_entry *e = mq_shard_entry_at(c->common, i);
+    n = n ? n : (int64_t)e->cols;
+    MQ_TRY(mq_slot_take(slot, &values, 4 * n, err));
+    *out = values;
+    if (slot->measuring)
+        return MQ_OK;
+    float *all = malloc(((size_t)e->cols + 1) * sizeof *all);
+    void *plain = aligned_alloc(64, (size_t)mq_round_up((int64_t)e->plain_bytes + 1, 64));
+    mq_status st = all && plain ? mq_shard_load(c->common, i, plain, c->check, err)
+                                : mq_fail(err, MQ_E_NOMEM, "a vector of %lld bytes: out of memory",
+                                          (long long)e->plain_bytes);
+    if (st == MQ_OK) {
+        mq_matrix view = mq_shard_matrix(c->common, i, plain);
+        mq_matrix_widen(&view, 0, 1, all);
+        memcpy(values, all + first, (size_t)n * sizeof *all);
+    }
+    free(plain);
+    free(all);
+    return st;
+}
+
+/* ---- Slices ---- */
+
+/* Rows of a fused chunk's share of q, k or v; INT64_MAX where nothing is fused. */
+static int64_t chunk_rows(const mq_model *m, mq_key key)
+{
+    if (!m->fused_qkv || key.layer < 0)
+        return INT64_MAX;
+    const mq_attn_geometry *g = mq_model_attn(m, key.layer);
+    int64_t chunks = m->full.n_kv_heads;
+    switch (key.role) {
+    case MQ_ROLE_Q:
+        return (int64_t)g->n_heads / chunks * g->head_dim;
+    case MQ_ROLE_K:
+        return (int64_t)g->n_kv_heads / chunks * g->head_dim;
+    case MQ_ROLE_V:
+        return (int64_t)g->n_kv_heads / chunks * g->v_head_dim;
+    default:
+        return INT64_MAX;
+    }
+}
+
+/* The file ranks' slices before they are merged. */
+typedef struct slices {
+    int n;
+    mq_part *parts;
+    void **bytes; /* of each part; NULL when measuring */
+} slices;
+
+static void free_slices(slices *s)
+{
+    for (int i = 0; s->bytes && i < s->n; i++)
+        free(s->bytes[i]);
+    free(s->bytes);
+    free(s->parts);
+}
+
+/* Load the slice that shard holds and append it, unless it repeats the one before. */
+static mq_status add_slice(const packed *c, slices *s, const mq_shard *shard, mq_key key, bool measuring, mq_err *err)
+{
+    int64_t i;
+    MQ_TRY(find_record(&i, shard, key, err));
+    const mq_shard_entry *e = mq_shard_entry_at(shard, i);
+    mq_part *part = &s->parts[s->n];
+    part->row0 = (int64_t)e->row0;
+    part->col0 = (int64_t)e->col0;
+    if (s->n > 0 && part->row0 == part[-1].row0 && part->col0 == part[-1].col0)
+        return MQ_OK;
+    void *plain = NULL;
+    if (!measuring) {
+        plain = aligned_alloc(64, (size_t)mq_round_up((int64_t)e->plain_bytes + 1, 64));
+        if (!plain)
+            return mq_fail(err, MQ_E_NOMEM, "a record of %lld bytes: out of memory", (long long)e->plain_bytes);
+        s->bytes[s->n] = plain;
+    }
+    part->m = mq_shard_matrix(shard, i, plain);
+    s->n++;
+    return measuring ? MQ_OK : mq_shard_load(shard, i, plain, c->check, err);
+}
+
+/* Slices of file ranks [first, first + n) merged into slot; the shards are open. */
+static mq_status load_merged(const packed *c, const reader *r, mq_slot *slot, mq_matrix *out, mq_key key, int first,
+                             int n, mq_err *err)
+{
+    slices s = {0, calloc((size_t)n, sizeof *s.parts), calloc((size_t)n, sizeof *s.bytes)};
+    mq_status st = MQ_OK;
+    if (!s.parts || !s.bytes)
+        st = mq_fail(err, MQ_E_NOMEM, "out of memory");
+    for (int i = 0; st == MQ_OK && i < n; i++)
+        st = add_slice(c, &s, r->shards[first + i], key, slot->measuring, err);
+    if (st == MQ_OK) {
+        char name[MQ_KEY_NAME];
+        mq_key_name(name, sizeof name, key);
+        st = mq_wrap(err, mq_merge_parts(slot, out, s.parts, s.n, chunk_rows(c->m, key), err), "tensor '%s'", name);
+    }
+    free_slices(&s);
+    return st;
+}
+
+/* Matrix key [rows, cols] of file ranks [first, first + n). */
+static mq_status load_matrix(const packed *c, reader *r, mq_slot *slot, mq_matrix *out, mq_key key, int first, int n,
+                             int64_t rows, int64_t cols, mq_err *err)
+{
+    MQ_TRY(open_shards(c, r, key.layer, err));
+    if (n == 1) {
+        int64_t i;
+        MQ_TRY(find_record(&i, r->shards[first], key, err));
+        MQ_TRY(load_record(c, slot, out, r->shards[first], i, err));
+    } else {
+        MQ_TRY(load_merged(c, r, slot, out, key, first, n, err));
+    }
+    char name[MQ_KEY_NAME];
+    mq_key_name(name, sizeof name, key);
+    return mq_wrap(err, mq_backend_check(out, rows, cols, err), "tensor '%s'", name);
+}
+
+/* The same for a logical rank. */
+static mq_status load_rank(const packed *c, reader *r, mq_slot *slot, mq_matrix *out, mq_key key, int rank, int64_t rows,
+                           int64_t cols, mq_err *err)
+{
+    int n = c->n_files / c->n_ranks;
+    return load_matrix(c, r, slot, out, key, rank * n, n, rows, cols, err);
+}
+
+static mq_status load_attn(const packed *c, reader *r, mq_slot *slot, mq_attn_weights *out, int layer, int rank,
+                           mq_err *err)
+{
+    const mq_attn_geometry *g = mq_model_attn(c->m, layer);
+    mq_head_slice h = mq_slice_heads(g, c->n_ranks, rank);
+    int64_t hidden = c->m->hidden, nh = h.n_heads, nkv = h.n_kv_heads;
+    *out = (mq_attn_weights){.n_heads = h.n_heads, .n_kv_heads = h.n_kv_heads};
+    MQ_TRY(load_rank(c, r, slot, &out->q, key_of(layer, MQ_ROLE_Q, -1), rank, nh * g->head_dim, hidden, err));
+    MQ_TRY(load_rank(c, r, slot, &out->k, key_of(layer, MQ_ROLE_K, -1), rank, nkv * g->head_dim, hidden, err));
+    MQ_TRY(load_rank(c, r, slot, &out->v, key_of(layer, MQ_ROLE_V, -1), rank, nkv * g->v_head_dim, hidden, err));
+    MQ_TRY(load_rank(c, r, slot, &out->o, key_of(layer, MQ_ROLE_O, -1), rank, hidden, nh * g->v_head_dim, err));
+    if (g->has_sink)
+        MQ_TRY(load_vector(c, slot, &out->sink, key_of(layer, MQ_ROLE_SINK, -1), h.head0, h.n_heads, err));
+    return MQ_OK;
+}
+
+static mq_status load_dense(const packed *c, reader *r, mq_slot *slot, mq_mlp_weights *out, int layer, int rank,
+                            mq_err *err)
+{
+    int64_t width = c->m->intermediate / c->n_ranks, hidden = c->m->hidden;
+    *out = (mq_mlp_weights){.interleaved = false};
+    MQ_TRY(load_rank(c, r, slot, &out->gate, key_of(layer, MQ_ROLE_GATE, -1), rank, width, hidden, err));
+    MQ_TRY(load_rank(c, r, slot, &out->up, key_of(layer, MQ_ROLE_UP, -1), rank, width, hidden, err));
+    return load_rank(c, r, slot, &out->down, key_of(layer, MQ_ROLE_DOWN, -1), rank, hidden, width, err);
+}
+
+static mq_status load_router(const packed *c, mq_slot *slot, mq_layer_weights *out, int layer, mq_err *err)
+{
+    int64_t i;
+    mq_key key = key_of(layer, MQ_ROLE_ROUTER, -1);
+    MQ_TRY(find_record(&i, c->common, key, err));
+    MQ_TRY(load_record(c, slot, &out->router, c->common, i, err));
+    MQ_TRY(mq_wrap(err, mq_backend_check(&out->router, c->m->n_experts, c->m->hidden, err), "layer %d: router", layer));
+    return load_vector(c, slot, &out->router_bias, key_of(layer, MQ_ROLE_ROUTER_BIAS, -1), 0, 0, err);
+}
+
+/* ---- What the store asks for ---- */
+
+static mq_status load_layer(void *impl, void *rd, mq_slot *slot, mq_layer_weights *out, int layer, mq_err *err)
+{
+    const packed *c = impl;
+    mq_layer_weights common = {.is_moe = c->m->is_moe[layer]};
+    MQ_TRY(load_vector(c, slot, &common.input_norm, key_of(layer, MQ_ROLE_INPUT_NORM, -1), 0, 0, err));
+    MQ_TRY(load_vector(c, slot, &common.post_norm, key_of(layer, MQ_ROLE_POST_NORM, -1), 0, 0, err));
+    if (common.is_moe)
+        MQ_TRY(load_router(c, slot, &common, layer, err));
+    for (int r = 0; r < c->n_ranks; r++) {
+        out[r] = common;
+        MQ_TRY(load_attn(c, rd, slot, &out[r].attn, layer, r, err));
+        if (!common.is_moe)
+            MQ_TRY(load_dense(c, rd, slot, &out[r].mlp, layer, r, err));
+    }
+    return MQ_OK;
+}
+
+static mq_status load_expert(void *impl, void *rd, mq_slot *slot, mq_mlp_weights *out, int layer, int expert, int rank,
+                             mq_err *err)
+{
+    const packed *c = impl;
+    int64_t width = c->m->moe_intermediate / c->n_ranks, hidden = c->m->hidden;
+    mq_key gate_up = key_of(layer, MQ_ROLE_EXPERT_GATE_UP, expert), down = key_of(layer, MQ_ROLE_EXPERT_DOWN, expert);
+    *out = (mq_mlp_weights){.interleaved = true};
+    MQ_TRY(load_rank(c, rd, slot, &out->gate_up, gate_up, rank, 2 * width, hidden, err));
+    return load_rank(c, rd, slot, &out->down, down, rank, hidden, width, err);
+}
+
+static mq_status load_embedding(void *impl, void *rd, mq_slot *slot, mq_matrix *out, mq_err *err)
+{
+    const packed *c = impl;
+    return load_matrix(c, rd, slot, out, key_of(-1, MQ_ROLE_EMBED, -1), 0, c->n_files, c->m->vocab, c->m->hidden, err);
+}
+
+static mq_status load_head(void *impl, void *rd, mq_slot *slot, mq_matrix *out, mq_err *err)
+{
+    const packed *c = impl;
+    int64_t part = c->m->vocab / c->n_ranks;
+    for (int r = 0; r < c->n_ranks; r++)
+        MQ_TRY(load_rank(c, rd, slot, &out[r], key_of(-1, MQ_ROLE_HEAD, -1), r, part, c->m->hidden, err));
+    return MQ_OK;
+}
+
+static mq_status load_final_norm(void *impl, void *rd, mq_slot *slot, const float **out, mq_err *err)
+{
+    (void)rd;
+    return load_vector(impl, slot, out, key_of(-1, MQ_ROLE_FINAL_NORM, -1), 0, 0, err);
+}
+
+static mq_status open_reader(void *impl, void **out, mq_err *err)
+{
+    const packed *c = impl;
+    reader *r = calloc(1, sizeof *r + (size_t)c->n_files * sizeof r->shards[0]);
+    *out = r;
+    if (!r)
+        return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", c->p->dir);
+    r->first_file = -1;
+    r->n_shards = c->n_files;
+    return MQ_OK;
+}
+
+static void close_reader(void *impl, void *rd)
+{
+    (void)impl;
+    if (rd)
+        close_shards(rd);
+    free(rd);
+}
+
+static void close_packed(void *impl)
+{
+    packed *c = impl;
+    if (!c)
+        return;
+    mq_shard_close(c->common);
+    mq_packed_close(c->p);
+    free(c);
+}
+
+mq_status mq_backend_open_packed(mq_backend *out, const char *dir, int n_ranks, bool check, mq_err *err)
+{
+    static const mq_backend_ops ops = {open_reader,    close_reader, load_layer,      load_expert,
+                                       load_embedding, load_head,    load_final_norm, close_packed};
+    *out = (mq_backend){NULL, NULL, NULL};
+    packed *c = calloc(1, sizeof *c);
+    if (!c)
+        return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", dir);
+    c->n_ranks = n_ranks;
+    c->check = check;
+    mq_status st = mq_packed_open(&c->p, dir, err);
+    if (st == MQ_OK) {
+        c->m = &c->p->model;
+        c->n_files = c->p->plan->n_ranks;
+        if (c->n_files % n_ranks != 0)
+            st = mq_fail(err, MQ_E_ARG, "%s: %d ranks, expected a divisor of the packed model's %d", dir, n_ranks,
+                         c->n_files);
+    }
+    if (st == MQ_OK)
+        st = mq_packed_shard(&c->common, c->p, 0, err);
+    if (st != MQ_OK) {
+        close_packed(c);
+        return st;
+    }
+    *out = (mq_backend){&ops, c, c->m};
+    return MQ_OK;
+}
