@@ -1,0 +1,55 @@
+/* From a checkpoint to a packed model: what mimo-quantize does behind its options.
+ *
+ * The conversion is a function of checkpoint and recipe alone: neither threads, memory limits, restarts nor the time of day
+ * change a byte of the output.  OUT holds a journal while a run is unfinished (tools/journal.h), and a manifest once
+ * it is done, never neither (but for the first instant, when it holds nothing). */
+#ifndef MQ_TOOLS_CONVERT_H
+#define MQ_TOOLS_CONVERT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "calib/round.h"
+#include "src/sha256.h"
+#include "tools/cli.h"
+
+enum { MQ_PROJ_GATE, MQ_PROJ_UP, MQ_PROJ_DOWN, MQ_PROJ_COUNT };
+
+typedef struct mq_convert_options {
+    const char *checkpoint, *out_dir;
+    mq_round_method method;
+    int group;            /* 32, 64, 128 */
+    bool force_int4;      /* --experts int4: MXFP4 layers are quantized again */
+    int n_ranks;          /* 0: the largest of 8, 4, 2, 1 that works */
+    int zstd_level;       /* 0: not compressed */
+    int n_threads;        /* at least 1 */
+    int64_t memory_bytes; /* 0: no limit; otherwise fewer threads work, the bytes written stay the same */
+    uint64_t seed;
+    bool resume, overwrite, rehash, dry_run;
+} mq_convert_options;
+
+typedef struct mq_convert_result {
+    bool already_complete;    /* --resume of a finished model: nothing was done */
+    char method[16];          /* "none" when no layer was quantized */
+    int group, n_ranks;       /* group 0: no INT4 layer */
+    int64_t n_files;          /* shards */
+    int64_t bytes_in;         /* of the checkpoint's weight files */
+    int64_t bytes_out;        /* of the packed model's shards (a dry run: uncompressed) */
+    int64_t n_expert_weights; /* of the model */
+    int64_t n_done_weights;   /* expert weights this run converted; fewer after a resume */
+    int64_t n_int4_layers, n_mxfp4_layers;
+    double seconds;           /* of the conversion, hashing and writing included */
+    double rel_error[MQ_PROJ_COUNT]; /* relative RMS error over all quantized layers; 0 without any */
+    uint8_t content[MQ_SHA256_BYTES];
+    int64_t free_bytes, need_bytes, peak_bytes; /* dry run: free space, needed space, estimated peak memory */
+} mq_convert_result;
+
+/* Run.  cli is told of notices, warnings and progress, and polled for signals.
+ * MQ_E_ARG: group or ranks do not divide (the largest number of ranks that works is named).  MQ_E_FORMAT, MQ_E_SHAPE,
+ * MQ_E_UNSUPPORTED, MQ_E_NUMERIC: the checkpoint.  MQ_E_EXISTS: OUT is not ours, is unfinished or finished and neither
+ * resume nor overwrite was asked for, belongs to another recipe or source, or is being written by another run.
+ * MQ_E_IO: no space, read or write error; MQ_E_STOPPED: a signal; after both --resume goes on.
+ * MQ_E_NOMEM: memory_bytes is too little. */
+mq_status mq_convert(mq_convert_result *out, const mq_convert_options *opt, const mq_cli *cli, mq_err *err);
+
+#endif

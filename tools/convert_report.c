@@ -1,0 +1,155 @@
+/* report.json: a summary by layer and projection, then one line per matrix, in plan order.
+ *
+ * A large model has some 80,000 expert matrices, so each gets one compact line instead of an indented object. */
+#include "tools/convert_report.h"
+
+#include <math.h>
+#include <string.h>
+
+const char *mq_convert_projection_name(int projection)
+{
+    static const char *const names[MQ_PROJ_COUNT] = {"gate_proj", "up_proj", "down_proj"};
+    return names[projection];
+}
+
+double mq_convert_rel_error(mq_round_stats s)
+{
+    return s.norm2 > 0 ? sqrt(s.err2 / s.norm2) : 0.0;
+}
+
+static mq_round_stats matrix_stats(const mq_journal_group *e, int64_t expert, int projection)
+{
+    const double *sum = e->stats + (expert * MQ_PROJ_COUNT + projection) * 2;
+    return (mq_round_stats){sum[0], sum[1]};
+}
+
+mq_round_stats mq_convert_sum(const mq_convert_job *job, const mq_convert_done *done, int layer, int projection)
+{
+    mq_round_stats total = {0, 0};
+    for (int64_t g = 0; g < job->n_groups; g++) {
+        const mq_file_spec *f = &job->plan->files[job->groups[g].file0];
+        const mq_journal_group *e = &done[g].entry;
+        if (f->kind != MQ_SHARD_LAYER || (layer >= 0 && f->layer != layer))
+            continue;
+        for (int64_t x = 0; x < e->n_stats / (MQ_PROJ_COUNT * 2); x++) {
+            mq_round_stats s = matrix_stats(e, x, projection);
+            total.err2 += s.err2;
+            total.norm2 += s.norm2;
+        }
+    }
+    return total;
+}
+
+static void write_errors(mq_json_writer *w, const mq_convert_job *job, const mq_convert_done *done, int layer)
+{
+    for (int p = 0; p < MQ_PROJ_COUNT; p++)
+        mq_json_write_double(w, mq_convert_projection_name(p),
+                             mq_convert_rel_error(mq_convert_sum(job, done, layer, p)));
+}
+
+/* One line per notice, as they stand in the buffer. */
+static void write_lines(mq_json_writer *w, const mq_buf *lines)
+{
+    const char *at = lines->n_bytes ? lines->data : "";
+    while (*at) {
+        size_t n = strcspn(at, "\n");
+        mq_buf line = mq_buf_empty();
+        mq_buf_append(&line, at, (int64_t)n);
+        if (n && line.data)
+            mq_json_write_string(w, NULL, line.data);
+        mq_buf_release(&line);
+        at += n + (at[n] == '\n');
+    }
+}
+
+static void write_matrix(mq_buf *out, bool *first, mq_key key, mq_scheme scheme, const char *method, int group,
+                         const mq_round_stats *stats)
+{
+    char name[MQ_KEY_NAME];
+    mq_key_name(name, sizeof name, key);
+    mq_buf_str(out, *first ? "\n    " : ",\n    ");
+    *first = false;
+    mq_json_writer w = mq_json_write_begin(out, 0);
+    mq_json_write_object(&w, NULL);
+    mq_json_write_string(&w, "name", name);
+    mq_json_write_string(&w, "scheme", mq_scheme_name(scheme));
+    mq_json_write_string(&w, "method", method);
+    if (stats) {
+        mq_json_write_int(&w, "group", group);
+        mq_json_write_double(&w, "rel_rms_error", mq_convert_rel_error(*stats));
+    }
+    mq_json_write_end_object(&w);
+}
+
+static void write_expert(mq_buf *out, bool *first, const mq_convert_job *job, const mq_journal_group *e,
+                         const mq_record_spec *r, mq_scheme scheme, int group)
+{
+    bool quantized = scheme == MQ_SCHEME_INT4;
+    bool is_down = r->key.role == MQ_ROLE_EXPERT_DOWN;
+    for (int p = is_down ? MQ_PROJ_DOWN : MQ_PROJ_GATE; p <= (is_down ? MQ_PROJ_DOWN : MQ_PROJ_UP); p++) {
+        mq_key key = is_down ? r->key : mq_convert_part_key(r, p == MQ_PROJ_UP);
+        mq_round_stats s = {0, 0};
+        if (quantized && e->n_stats)
+            s = matrix_stats(e, r->key.expert, p);
+        write_matrix(out, first, key, scheme, quantized ? job->recipe.method : "kept", group, quantized ? &s : NULL);
+    }
+}
+
+static mq_status write_matrices(mq_buf *out, const mq_convert_job *job, const mq_convert_done *done, mq_err *err)
+{
+    bool first = true;
+    for (int64_t g = 0; g < job->n_groups; g++) {
+        const mq_file_spec *f = &job->plan->files[job->groups[g].file0];
+        for (int64_t i = 0; i < f->n_records; i++) {
+            const mq_record_spec *r = &f->records[i];
+            mq_scheme scheme;
+            int group;
+            if (r->is_vector)
+                continue;
+            MQ_TRY(mq_convert_record(&scheme, &group, NULL, job, r, err));
+            if (r->is_expert)
+                write_expert(out, &first, job, &done[g].entry, r, scheme, group);
+            else
+                write_matrix(out, &first, r->key, scheme, "kept", 0, NULL);
+        }
+    }
+    return MQ_OK;
+}
+
+mq_status mq_convert_report(mq_buf *out, const mq_convert_job *job, const mq_convert_done *done, mq_err *err)
+{
+    const mq_source *s = job->source;
+    mq_buf_str(out, "{\n");
+    mq_json_writer w = mq_json_write_begin(out, 2);
+    w.depth = 1;
+    mq_json_write_string(&w, "schema", "mimo-report-1");
+    mq_json_write_string(&w, "method", job->recipe.method);
+    mq_json_write_int(&w, "group", job->recipe.group);
+    mq_json_write_int(&w, "ranks", job->plan->n_ranks);
+    mq_json_write_int(&w, "expert_weights", job->n_expert_weights);
+    mq_json_write_int(&w, "requantized_mxfp4_layers", job->n_requantized_layers);
+    mq_json_write_array(&w, "notices");
+    write_lines(&w, &s->notices);
+    write_lines(&w, &s->model.warnings);
+    if (s->has_draft)
+        write_lines(&w, &s->draft.warnings);
+    mq_json_write_end_array(&w);
+    mq_json_write_object(&w, "rel_rms_error");
+    write_errors(&w, job, done, -1);
+    mq_json_write_end_object(&w);
+    mq_json_write_array(&w, "layers");
+    for (int l = 0; l < s->model.n_layers; l++) {
+        mq_scheme scheme = (mq_scheme)job->expert_scheme[l];
+        mq_json_write_object(&w, NULL);
+        mq_json_write_int(&w, "layer", l);
+        mq_json_write_string(&w, "experts", mq_scheme_name(scheme));
+        if (scheme == MQ_SCHEME_INT4)
+            write_errors(&w, job, done, l);
+        mq_json_write_end_object(&w);
+    }
+    mq_json_write_end_array(&w);
+    mq_buf_str(out, ",\n  \"matrices\": [");
+    MQ_TRY(write_matrices(out, job, done, err));
+    mq_buf_str(out, "\n  ]\n}\n");
+    return mq_buf_status(out, err);
+}

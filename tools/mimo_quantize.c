@@ -1,0 +1,212 @@
+/* mimo-quantize: a checkpoint of the MiMo-V2 family becomes a packed model.  Reads options, calls mq_convert, prints. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "src/pool.h"
+#include "tools/convert.h"
+#include "tools/convert_report.h"
+
+typedef struct quantize_args {
+    const char *method, *experts, *format, *compress, *device;
+    int64_t group, ranks, threads, memory, seed;
+    bool resume, overwrite, rehash, dry_run;
+} quantize_args;
+
+/* "none", "zstd" or "zstd:LEVEL". */
+static mq_status read_compress(int *level, const char *text, mq_err *err)
+{
+    *level = 0;
+    if (strcmp(text, "none") == 0)
+        return MQ_OK;
+    if (strcmp(text, "zstd") == 0) {
+        *level = 3;
+        return MQ_OK;
+    }
+    char *end = NULL;
+    long n = strncmp(text, "zstd:", 5) == 0 ? strtol(text + 5, &end, 10) : 0;
+    if (!end || *end || n < 1 || n > 19)
+        return mq_fail(err, MQ_E_ARG, "--compress %s: expected none, zstd or zstd:1 to zstd:19", text);
+    *level = (int)n;
+    return MQ_OK;
+}
+
+static mq_status fill_options(mq_convert_options *opt, const mq_cli *cli, const quantize_args *a, mq_err *err)
+{
+    if (strcmp(a->method, "imatrix") == 0 || strcmp(a->method, "gptq") == 0)
+        return mq_fail(err, MQ_E_ARG, "--method %s: not built yet; use search or rtn", a->method);
+    if (strcmp(a->experts, "mxfp4") == 0)
+        return mq_fail(err, MQ_E_ARG, "--experts mxfp4: not built yet; auto keeps MXFP4 experts as they are");
+    if (strcmp(a->format, "packed") != 0)
+        return mq_fail(err, MQ_E_ARG, "--format %s: not built yet; use packed", a->format);
+    if (a->group != 32 && a->group != 64 && a->group != 128)
+        return mq_fail(err, MQ_E_ARG, "--group %lld: expected 32, 64 or 128", (long long)a->group);
+    const char *kernels;
+    MQ_TRY(mq_cli_device(&kernels, a->device, err));
+    *opt = (mq_convert_options){
+        .checkpoint = cli->args[0],
+        .out_dir = cli->args[1],
+        .method = strcmp(a->method, "rtn") == 0 ? MQ_ROUND_RTN : MQ_ROUND_SEARCH,
+        .group = (int)a->group,
+        .force_int4 = strcmp(a->experts, "int4") == 0,
+        .n_ranks = (int)a->ranks,
+        .n_threads = a->threads ? (int)a->threads : mq_cpu_count(),
+        .memory_bytes = a->memory,
+        .seed = (uint64_t)a->seed,
+        .resume = a->resume,
+        .overwrite = a->overwrite,
+        .rehash = a->rehash,
+        .dry_run = a->dry_run,
+    };
+    if (a->rehash && !a->resume)
+        return mq_fail(err, MQ_E_ARG, "--rehash goes with --resume");
+    return read_compress(&opt->zstd_level, a->compress, err);
+}
+
+static void print_size_line(const char *label, int64_t bytes)
+{
+    char text[32];
+    mq_cli_bytes_text(text, bytes);
+    printf("%-12s %s\n", label, text);
+}
+
+/* The plan of a dry run, below the table that mq_convert printed. */
+static void print_dry(const mq_convert_result *r, const mq_convert_options *opt)
+{
+    printf("\n");
+    print_size_line("before", r->bytes_in);
+    print_size_line(opt->zstd_level ? "after, most" : "after", r->bytes_out);
+    printf("%-12s %d\n", "ranks", r->n_ranks);
+    print_size_line("free space", r->free_bytes);
+    print_size_line("peak memory", r->peak_bytes);
+    printf("nothing was written\n");
+}
+
+static void print_done(const mq_convert_result *r, const mq_convert_options *opt)
+{
+    char in[32], out[32], time[32];
+    mq_cli_bytes_text(in, r->bytes_in);
+    mq_cli_bytes_text(out, r->bytes_out);
+    mq_cli_seconds_text(time, r->seconds);
+    if (r->already_complete) {
+        printf("already complete: %s (%s)\n", opt->out_dir, out);
+        return;
+    }
+    printf("%-12s %s -> %s (%.1f %%)\n", "size", in, out,
+           r->bytes_in ? 100.0 * (double)r->bytes_out / (double)r->bytes_in : 0.0);
+    if (r->n_int4_layers)
+        printf("%-12s INT4 in groups of %d by %s, %lld layers\n", "experts", r->group, r->method,
+               (long long)r->n_int4_layers);
+    if (r->n_mxfp4_layers)
+        printf("%-12s MXFP4 carried over, %lld layers\n", r->n_int4_layers ? "" : "experts", (long long)r->n_mxfp4_layers);
+    if (r->n_int4_layers)
+        printf("%-12s gate %.3f %%, up %.3f %%, down %.3f %% (root mean square, relative)\n", "error",
+               100.0 * r->rel_error[MQ_PROJ_GATE], 100.0 * r->rel_error[MQ_PROJ_UP], 100.0 * r->rel_error[MQ_PROJ_DOWN]);
+    printf("%-12s %lld for %d rank%s, in %s\n", "files", (long long)r->n_files, r->n_ranks, r->n_ranks == 1 ? "" : "s",
+           opt->out_dir);
+    printf("%-12s %s\n", "time", time);
+}
+
+static void write_json(mq_cli *cli, const mq_convert_result *r, const quantize_args *a)
+{
+    mq_json_writer *w = &cli->json;
+    mq_json_write_string(w, "method", r->method);
+    mq_json_write_int(w, "group", r->group);
+    mq_json_write_int(w, "ranks", r->n_ranks);
+    mq_json_write_string(w, "compress", a->compress);
+    mq_json_write_bool(w, "dry_run", a->dry_run);
+    mq_json_write_bool(w, "already_complete", r->already_complete);
+    mq_json_write_int(w, "files", r->n_files);
+    mq_json_write_int(w, "bytes_in", r->bytes_in);
+    mq_json_write_int(w, "bytes_out", r->bytes_out);
+    mq_json_write_int(w, "expert_weights", r->n_expert_weights);
+    mq_json_write_int(w, "int4_layers", r->n_int4_layers);
+    mq_json_write_int(w, "mxfp4_layers", r->n_mxfp4_layers);
+    if (a->dry_run) {
+        mq_json_write_int(w, "free_bytes", r->free_bytes);
+        mq_json_write_int(w, "need_bytes", r->need_bytes);
+        mq_json_write_int(w, "estimated_peak_bytes", r->peak_bytes);
+        return;
+    }
+    char hex[MQ_SHA256_HEX];
+    mq_sha256_hex(hex, r->content);
+    mq_json_write_string(w, "content", hex);
+    mq_json_write_double(w, "params_per_s", r->seconds > 0 ? (double)r->n_done_weights / r->seconds : 0.0);
+    if (r->already_complete)
+        return;
+    mq_json_write_object(w, "rel_rms_error");
+    for (int p = 0; p < MQ_PROJ_COUNT; p++)
+        mq_json_write_double(w, mq_convert_projection_name(p), r->rel_error[p]);
+    mq_json_write_end_object(w);
+}
+
+static mq_status quantize(mq_cli *cli, const quantize_args *a, mq_err *err)
+{
+    mq_convert_options opt;
+    mq_convert_result result;
+    MQ_TRY(fill_options(&opt, cli, a, err));
+    mq_status st = mq_convert(&result, &opt, cli, err);
+    bool tell = !cli->json_path || strcmp(cli->json_path, "-") != 0;
+    if (a->dry_run && tell && result.need_bytes)
+        print_dry(&result, &opt);
+    else if (st == MQ_OK && tell)
+        print_done(&result, &opt);
+    if (st == MQ_OK || a->dry_run)
+        write_json(cli, &result, a);
+    return st;
+}
+
+int main(int argc, char **argv)
+{
+    quantize_args a = {.method = "search", .experts = "auto", .format = "packed", .compress = "none", .group = 64};
+    const mq_opt opts[] = {
+        {.name = "method", .kind = MQ_OPT_STRING, .out = &a.method, .choices = "rtn|search|imatrix|gptq",
+         .help = "how codes are chosen (default search; imatrix and gptq are not built yet)"},
+        {.name = "group", .kind = MQ_OPT_INT, .out = &a.group, .value_name = "32|64|128", .min = 0, .max = 1 << 20,
+         .help = "weights that share a scale (default 64)"},
+        {.name = "experts", .kind = MQ_OPT_STRING, .out = &a.experts, .choices = "auto|int4|mxfp4",
+         .help = "auto keeps MXFP4 layers; int4 quantizes them again (default auto)"},
+        {.name = "calib", .kind = MQ_OPT_LATER, .value_name = "FILE", .help = "calibration text"},
+        {.name = "calib-tokens", .kind = MQ_OPT_LATER, .value_name = "N", .help = "calibration tokens"},
+        {.name = "ranks", .kind = MQ_OPT_INT, .out = &a.ranks, .value_name = "N", .min = 1, .max = 64,
+         .help = "GPUs to cut for (default 8, or the most that the dimensions allow)"},
+        {.name = "format", .kind = MQ_OPT_STRING, .out = &a.format, .choices = "packed|compressed-tensors",
+         .help = "(default packed; compressed-tensors is not built yet)"},
+        {.name = "compress", .kind = MQ_OPT_STRING, .out = &a.compress, .value_name = "none|zstd[:LEVEL]",
+         .help = "of the records in the shards (default none)"},
+        {.name = "device", .kind = MQ_OPT_STRING, .out = &a.device, .value_name = "cpu|cuda[:0,1,...]",
+         .help = "(default cpu)"},
+        {.name = "threads", .kind = MQ_OPT_INT, .out = &a.threads, .value_name = "N", .min = 1, .max = 1024,
+         .help = "working threads (default: one per processor)"},
+        {.name = "memory", .kind = MQ_OPT_SIZE, .out = &a.memory, .value_name = "BYTES", .min = 1,
+         .help = "use at most this much memory"},
+        {.name = "seed", .kind = MQ_OPT_INT, .out = &a.seed, .value_name = "N", .min = 0, .max = INT64_MAX,
+         .help = "entered in the recipe; no method built so far draws numbers"},
+        {.name = "resume", .kind = MQ_OPT_FLAG, .out = &a.resume, .value_name = "",
+         .help = "go on with an interrupted run"},
+        {.name = "rehash", .kind = MQ_OPT_FLAG, .out = &a.rehash, .value_name = "",
+         .help = "with --resume: hash the whole checkpoint again"},
+        {.name = "overwrite", .kind = MQ_OPT_FLAG, .out = &a.overwrite, .value_name = "",
+         .help = "replace a packed model or an unfinished run"},
+        {.name = "dry-run", .kind = MQ_OPT_FLAG, .out = &a.dry_run, .value_name = "",
+         .help = "sizes, ranks, memory and space from headers alone; write nothing"},
+        {.name = "report", .kind = MQ_OPT_LATER, .value_name = "FILE.html", .help = "report for people"},
+    };
+    mq_cli cli = {
+        .tool = "mimo-quantize",
+        .usage = "[options] CHECKPOINT OUT",
+        .summary = "Turn a MiMo-V2 checkpoint (BF16, FP8 or MXFP4 safetensors) into a packed model with 4-bit experts.",
+        .opts = opts,
+        .n_opts = (int)(sizeof opts / sizeof opts[0]),
+        .n_args_min = 2,
+        .n_args_max = 2,
+    };
+    mq_err err = {MQ_OK, ""};
+    bool done;
+    mq_cli_catch_signals();
+    mq_status st = mq_cli_parse(&cli, argc, argv, &done, &err);
+    if (done)
+        return 0;
+    if (st == MQ_OK)
+        st = quantize(&cli, &a, &err);
+    return mq_cli_finish(&cli, st, -1, &err);
+}
