@@ -119,7 +119,7 @@ static mq_status write_matrices(mq_buf *out, const mq_convert_job *job, const mq
 mq_status mq_convert_report(mq_buf *out, const mq_convert_job *job, const mq_convert_done *done, mq_err *err)
 {
     const mq_source *s = job->source;
-    mq_buf_str(out, "{\n");
+    mq_buf_str(out, "{");
     mq_json_writer w = mq_json_write_begin(out, 2);
     w.depth = 1;
     mq_json_write_string(&w, "schema", "mimo-report-1");
