@@ -1,5 +1,6 @@
-/* Allocation and bookkeeping of keys and values.  Storing and attending are kernels' work (kv_store, attention); this
- * file only decides how many slots a layer has and which truncations leave every visible key in place. */
+/* Allocation and bookkeeping of keys and values.  Storing and attending are kernels' work
+ * (kv_store, attention); this file only decides how many slots a layer has and which truncations
+ * leave every visible key in place. */
 #include "runtime/cache.h"
 
 #include <assert.h>
@@ -34,7 +35,8 @@ static int64_t rank_floats(const mq_attn_geometry *g, int n_ranks, int64_t n_slo
     return k + v;
 }
 
-static int64_t layer_floats(const mq_model *m, int layer, int n_ranks, int64_t capacity, int64_t ring_rows)
+static int64_t layer_floats(const mq_model *m, int layer, int n_ranks, int64_t capacity,
+                            int64_t ring_rows)
 {
     const mq_attn_geometry *g = mq_model_attn(m, layer);
     return n_ranks * rank_floats(g, n_ranks, layer_slots(g, capacity, ring_rows));
@@ -75,8 +77,8 @@ static float *place_layer(mq_cache *c, const mq_model *m, int layer, float *p)
     return p;
 }
 
-static mq_status create(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, const mq_model *m, int n_ranks,
-                        int64_t capacity, int64_t ring_rows, bool shared, mq_err *err)
+static mq_status create(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, const mq_model *m,
+                        int n_ranks, int64_t capacity, int64_t ring_rows, bool shared, mq_err *err)
 {
     *out = NULL;
     mq_cache *c = calloc(1, sizeof *c);
@@ -86,8 +88,13 @@ static mq_status create(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, 
         free(kv);
         return mq_fail(err, MQ_E_NOMEM, "KV cache: out of memory");
     }
-    *c = (mq_cache){.kernels = kernels, .dev = dev, .n_layers = m->n_layers, .n_ranks = n_ranks,
-                    .capacity = capacity, .ring_rows = ring_rows, .kv = kv};
+    *c = (mq_cache){.kernels = kernels,
+                    .dev = dev,
+                    .n_layers = m->n_layers,
+                    .n_ranks = n_ranks,
+                    .capacity = capacity,
+                    .ring_rows = ring_rows,
+                    .kv = kv};
     int64_t bytes = shared ? mq_cache_scratch_bytes(m, n_ranks, capacity, ring_rows)
                            : mq_cache_bytes(m, n_ranks, capacity, ring_rows);
     mq_status st = kernels->alloc(dev, &c->block, bytes, err);
@@ -104,14 +111,15 @@ static mq_status create(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, 
     return MQ_OK;
 }
 
-mq_status mq_cache_create(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, const mq_model *m, int n_ranks,
-                          int64_t capacity, int64_t ring_rows, mq_err *err)
+mq_status mq_cache_create(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, const mq_model *m,
+                          int n_ranks, int64_t capacity, int64_t ring_rows, mq_err *err)
 {
     return create(out, kernels, dev, m, n_ranks, capacity, ring_rows, false, err);
 }
 
-mq_status mq_cache_create_scratch(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, const mq_model *m,
-                                  int n_ranks, int64_t capacity, int64_t ring_rows, mq_err *err)
+mq_status mq_cache_create_scratch(mq_cache **out, const mq_kernels *kernels, mq_dev *dev,
+                                  const mq_model *m, int n_ranks, int64_t capacity,
+                                  int64_t ring_rows, mq_err *err)
 {
     return create(out, kernels, dev, m, n_ranks, capacity, ring_rows, true, err);
 }
@@ -149,8 +157,8 @@ void mq_cache_advance(mq_cache *c, int64_t n)
     c->high = c->length > c->high ? c->length : c->high;
 }
 
-/* A ring holds positions high - n_slots .. high - 1, and row length needs those from length - window + 1 on:
- * n_slots = window + ring_rows allows high - length up to ring_rows + 1. */
+/* A ring holds positions high - n_slots .. high - 1, and row length needs those from length -
+ * window + 1 on: n_slots = window + ring_rows allows high - length up to ring_rows + 1. */
 void mq_cache_truncate(mq_cache *c, int64_t length)
 {
     assert(length >= 0 && length <= c->length);

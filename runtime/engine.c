@@ -1,7 +1,8 @@
-/* One sequence on a resident model: prefill in chunks (batch kernels), steps of 1 to 8 rows (fixed order), rollback.
+/* One sequence on a resident model: prefill in chunks (batch kernels), steps of 1 to 8 rows (fixed
+ * order), rollback.
  *
- * The memory that weights, cache and workspace will take is computed from headers and compared with the budget before
- * anything large is allocated. */
+ * The memory that weights, cache and workspace will take is computed from headers and compared with
+ * the budget before anything large is allocated. */
 #include "runtime/engine.h"
 
 #include <assert.h>
@@ -41,10 +42,12 @@ static mq_status check_budget(const mq_engine *e, const mq_engine_options *o, mq
                    4 * e->prefill_rows * m->hidden + 2 * 4 * (int64_t)MAX_STEP * m->vocab;
     if (o->memory_bytes > 0 && weights + cache + work > o->memory_bytes)
         return mq_fail(err, MQ_E_NOMEM,
-                       "a budget of %lld bytes, but %lld are needed: %lld for weights, %lld for a context of %lld, %lld "
+                       "a budget of %lld bytes, but %lld are needed: %lld for weights, %lld for a "
+                       "context of %lld, %lld "
                        "for workspace",
-                       (long long)o->memory_bytes, (long long)(weights + cache + work), (long long)weights,
-                       (long long)cache, (long long)e->context, (long long)work);
+                       (long long)o->memory_bytes, (long long)(weights + cache + work),
+                       (long long)weights, (long long)cache, (long long)e->context,
+                       (long long)work);
     return MQ_OK;
 }
 
@@ -61,18 +64,23 @@ static mq_status alloc_buffers(mq_engine *e, mq_err *err)
     e->token = p;
     e->host_logits = malloc((size_t)logits_bytes);
     if (!e->host_logits)
-        return mq_fail(err, MQ_E_NOMEM, "logits of %lld bytes: out of memory", (long long)logits_bytes);
+        return mq_fail(err, MQ_E_NOMEM, "logits of %lld bytes: out of memory",
+                       (long long)logits_bytes);
     return MQ_OK;
 }
 
 static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_options *o, mq_err *err)
 {
-    mq_store_options so = {.n_ranks = o->n_ranks > 0 ? o->n_ranks : 1, .n_threads = o->n_threads, .check = true,
-                           .progress = o->progress, .progress_ctx = o->progress_ctx};
+    mq_store_options so = {.n_ranks = o->n_ranks > 0 ? o->n_ranks : 1,
+                           .n_threads = o->n_threads,
+                           .check = true,
+                           .progress = o->progress,
+                           .progress_ctx = o->progress_ctx};
     MQ_TRY(mq_store_open(&e->store, dir, &so, err));
     const mq_model *m = mq_store_model(e->store);
     if (o->context > m->max_positions)
-        return mq_fail(err, MQ_E_ARG, "a context of %lld positions, expected at most %d (max_position_embeddings)",
+        return mq_fail(err, MQ_E_ARG,
+                       "a context of %lld positions, expected at most %d (max_position_embeddings)",
                        (long long)o->context, m->max_positions);
     e->context = o->context > 0 ? o->context : at_most(DEFAULT_CONTEXT, m->max_positions);
     e->prefill_rows = o->prefill_rows > 0 ? o->prefill_rows : DEFAULT_PREFILL;
@@ -81,13 +89,15 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
     MQ_TRY(check_budget(e, o, err));
     MQ_TRY(e->kernels->dev_open(&e->dev, 0, o->n_threads, NULL, err));
     MQ_TRY(mq_store_load(e->store, err));
-    MQ_TRY(mq_forward_create(&e->forward, e->kernels, e->dev, e->store, e->prefill_rows, e->prefill_rows, err));
-    MQ_TRY(mq_cache_create(&e->cache, e->kernels, e->dev, m, so.n_ranks, e->context, e->prefill_rows, err));
+    MQ_TRY(mq_forward_create(&e->forward, e->kernels, e->dev, e->store, e->prefill_rows,
+                             e->prefill_rows, err));
+    MQ_TRY(mq_cache_create(&e->cache, e->kernels, e->dev, m, so.n_ranks, e->context,
+                           e->prefill_rows, err));
     return alloc_buffers(e, err);
 }
 
-mq_status mq_engine_open(mq_engine **out, const char *dir, const mq_kernels *kernels, const mq_engine_options *options,
-                         mq_err *err)
+mq_status mq_engine_open(mq_engine **out, const char *dir, const mq_kernels *kernels,
+                         const mq_engine_options *options, mq_err *err)
 {
     *out = NULL;
     mq_engine *e = calloc(1, sizeof *e);
@@ -162,7 +172,8 @@ static mq_status check_ids(const mq_engine *e, const int32_t *ids, int64_t n, mq
     int vocab = mq_engine_model(e)->vocab;
     int64_t length = mq_engine_length(e);
     if (n > e->context - length)
-        return mq_fail(err, MQ_E_ARG, "%lld tokens after %lld, expected at most %lld in all (the context)",
+        return mq_fail(err, MQ_E_ARG,
+                       "%lld tokens after %lld, expected at most %lld in all (the context)",
                        (long long)n, (long long)length, (long long)e->context);
     for (int64_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= vocab)
@@ -191,9 +202,11 @@ mq_status mq_engine_prefill(mq_engine *e, const int32_t *ids, int64_t n, mq_err 
     int64_t rows = 0;
     for (int64_t i = 0; i < n; i += rows) {
         rows = at_most(n - i, e->prefill_rows);
-        MQ_TRY(mq_forward_tokens(e->forward, MQ_FORWARD_BATCH, e->x, ids + i, rows, e->cache, NULL, NULL, err));
+        MQ_TRY(mq_forward_tokens(e->forward, MQ_FORWARD_BATCH, e->x, ids + i, rows, e->cache, NULL,
+                                 NULL, err));
     }
-    return finish(e, e->x + (rows - 1) * mq_engine_model(e)->hidden, 1, mq_engine_length(e) - 1, err);
+    return finish(e, e->x + (rows - 1) * mq_engine_model(e)->hidden, 1, mq_engine_length(e) - 1,
+                  err);
 }
 
 mq_status mq_engine_step(mq_engine *e, const int32_t *ids, int n, mq_err *err)
@@ -215,7 +228,8 @@ mq_status mq_engine_sample(mq_engine *e, int32_t *token, int row, const mq_sampl
 {
     assert(row >= 0 && row < e->n_logits);
     int64_t vocab = mq_engine_model(e)->vocab;
-    MQ_TRY(e->kernels->sample(e->dev, e->token, e->logits + row * vocab, s, 1, vocab, e->logits_pos + row + 1, err));
+    MQ_TRY(e->kernels->sample(e->dev, e->token, e->logits + row * vocab, s, 1, vocab,
+                              e->logits_pos + row + 1, err));
     MQ_TRY(e->kernels->download(e->dev, token, e->token, sizeof *token, err));
     return e->kernels->dev_sync(e->dev, err);
 }

@@ -15,9 +15,9 @@ extern "C" {
 typedef struct mq_engine mq_engine;
 
 typedef struct mq_engine_options {
-    int n_ranks;       /* logical ranks; 0: 1 */
-    int n_threads;     /* 0: all processors */
-    int64_t context;   /* positions; 0: the smaller of the model's limit and 8192 */
+    int n_ranks;          /* logical ranks; 0: 1 */
+    int n_threads;        /* 0: all processors */
+    int64_t context;      /* positions; 0: the smaller of the model's limit and 8192 */
     int64_t prefill_rows; /* rows of a prefill chunk; 0: 256 */
     int64_t memory_bytes; /* budget; 0: none.  MQ_E_NOMEM says what is needed */
     void (*progress)(void *ctx, int64_t done_bytes, int64_t total_bytes);
@@ -25,8 +25,8 @@ typedef struct mq_engine_options {
 } mq_engine_options;
 
 /* Load dir (packed model or checkpoint) resident on the device of kernels. */
-mq_status mq_engine_open(mq_engine **out, const char *dir, const mq_kernels *kernels, const mq_engine_options *options,
-                         mq_err *err);
+mq_status mq_engine_open(mq_engine **out, const char *dir, const mq_kernels *kernels,
+                         const mq_engine_options *options, mq_err *err);
 void mq_engine_close(mq_engine *e); /* accepts NULL */
 const mq_model *mq_engine_model(const mq_engine *e);
 const char *mq_engine_device_name(const mq_engine *e);
@@ -38,17 +38,21 @@ void mq_engine_reset(mq_engine *e);
 /* Positions held. */
 int64_t mq_engine_length(const mq_engine *e);
 
-/* Feed ids [n] at the end of the sequence in chunks (batch mode); afterwards logits of the last row are at mq_engine_logits.
- * MQ_E_ARG: an id outside the vocabulary, or more positions than the context. */
+/* Feed ids [n] at the end of the sequence in chunks (batch mode); afterwards logits of the last row
+ * are at mq_engine_logits. MQ_E_ARG: an id outside the vocabulary, or more positions than the
+ * context. */
 mq_status mq_engine_prefill(mq_engine *e, const int32_t *ids, int64_t n, mq_err *err);
-/* Feed 1 to 8 ids through the decode step (fixed order); logits of all n rows are at mq_engine_logits. */
+/* Feed 1 to 8 ids through the decode step (fixed order); logits of all n rows are at
+ * mq_engine_logits. */
 mq_status mq_engine_step(mq_engine *e, const int32_t *ids, int n, mq_err *err);
 /* Go back to length positions (rows of the last step that were rejected). */
 void mq_engine_rollback(mq_engine *e, int64_t length);
 /* Host logits [rows of the last call, vocab]; for prefill one row. */
 const float *mq_engine_logits(const mq_engine *e);
-/* Choose from row's logits the token of the next position (position = length before that row's successor). */
-mq_status mq_engine_sample(mq_engine *e, int32_t *token, int row, const mq_sampling *s, mq_err *err);
+/* Choose from row's logits the token of the next position (position = length before that row's
+ * successor). */
+mq_status mq_engine_sample(mq_engine *e, int32_t *token, int row, const mq_sampling *s,
+                           mq_err *err);
 
 #ifdef __cplusplus
 }

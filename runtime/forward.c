@@ -1,8 +1,8 @@
-/* The forward pass from ids to logits: workspace, embedding, order of the layers, head.  forward_attn.c and
- * forward_mlp.c hold the two halves of a layer.
+/* The forward pass from ids to logits: workspace, embedding, order of the layers, head.
+ * forward_attn.c and forward_mlp.c hold the two halves of a layer.
  *
- * Every array of the workspace is carved from one block, by one list of sizes that also answers how many bytes a
- * workspace takes. */
+ * Every array of the workspace is carved from one block, by one list of sizes that also answers how
+ * many bytes a workspace takes. */
 #include "runtime/forward.h"
 
 #include <assert.h>
@@ -90,11 +90,15 @@ static int64_t head_block_rows(const mq_model *m, int64_t max_rows)
 
 static mq_forward sizes_of(const mq_model *m, int n_ranks, int64_t max_rows, int64_t mlp_rows)
 {
-    return (mq_forward){.m = m, .n_ranks = n_ranks, .max_rows = max_rows, .mlp_rows = mlp_rows,
+    return (mq_forward){.m = m,
+                        .n_ranks = n_ranks,
+                        .max_rows = max_rows,
+                        .mlp_rows = mlp_rows,
                         .head_rows = head_block_rows(m, max_rows)};
 }
 
-int64_t mq_forward_workspace_bytes(const mq_model *m, int n_ranks, int64_t max_rows, int64_t mlp_rows)
+int64_t mq_forward_workspace_bytes(const mq_model *m, int n_ranks, int64_t max_rows,
+                                   int64_t mlp_rows)
 {
     mq_forward f = sizes_of(m, n_ranks, max_rows, mlp_rows);
     carver device = {NULL, 0}, host = {NULL, 0};
@@ -103,8 +107,8 @@ int64_t mq_forward_workspace_bytes(const mq_model *m, int n_ranks, int64_t max_r
     return device.used + host.used;
 }
 
-mq_status mq_forward_create(mq_forward **out, const mq_kernels *kernels, mq_dev *dev, mq_store *store, int64_t max_rows,
-                            int64_t mlp_rows, mq_err *err)
+mq_status mq_forward_create(mq_forward **out, const mq_kernels *kernels, mq_dev *dev,
+                            mq_store *store, int64_t max_rows, int64_t mlp_rows, mq_err *err)
 {
     assert(max_rows >= 1 && mlp_rows >= max_rows && mlp_rows <= INT32_MAX);
     *out = NULL;
@@ -125,7 +129,8 @@ mq_status mq_forward_create(mq_forward **out, const mq_kernels *kernels, mq_dev 
         st = mq_fail(err, MQ_E_NOMEM, "out of memory");
     if (st != MQ_OK) {
         mq_forward_free(f);
-        return mq_wrap(err, st, "forward workspace of %lld bytes", (long long)(device.used + host.used));
+        return mq_wrap(err, st, "forward workspace of %lld bytes",
+                       (long long)(device.used + host.used));
     }
     device = (carver){f->block, 0};
     host = (carver){f->host_block, 0};
@@ -151,7 +156,8 @@ mq_status mq_forward_embed(mq_forward *f, float *x, const int32_t *ids, int64_t 
 {
     for (int64_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= f->m->vocab)
-            return mq_fail(err, MQ_E_ARG, "token id %d at position %lld of the input, expected 0 to %d", ids[i],
+            return mq_fail(err, MQ_E_ARG,
+                           "token id %d at position %lld of the input, expected 0 to %d", ids[i],
                            (long long)i, f->m->vocab - 1);
     mq_matrix table;
     MQ_TRY(mq_store_embedding(f->store, &table, err));
@@ -164,20 +170,23 @@ mq_status mq_forward_embed(mq_forward *f, float *x, const int32_t *ids, int64_t 
     return MQ_OK;
 }
 
-mq_status mq_forward_layer(mq_forward *f, mq_forward_mode mode, int layer, float *x, int64_t n, int64_t pos0,
-                           mq_cache *cache, float *margin, const mq_tap *tap, mq_err *err)
+mq_status mq_forward_layer(mq_forward *f, mq_forward_mode mode, int layer, float *x, int64_t n,
+                           int64_t pos0, mq_cache *cache, float *margin, const mq_tap *tap,
+                           mq_err *err)
 {
     MQ_TRY(mq_forward_attention(f, mode, layer, x, n, pos0, cache, tap, err));
     return mq_forward_mlp(f, mode, layer, x, n, margin, tap, err);
 }
 
-mq_status mq_forward_tokens(mq_forward *f, mq_forward_mode mode, float *x, const int32_t *ids, int64_t n,
-                            mq_cache *cache, float *margin, const mq_tap *tap, mq_err *err)
+mq_status mq_forward_tokens(mq_forward *f, mq_forward_mode mode, float *x, const int32_t *ids,
+                            int64_t n, mq_cache *cache, float *margin, const mq_tap *tap,
+                            mq_err *err)
 {
     assert(n <= f->max_rows);
     int64_t pos0 = mq_cache_length(cache);
     if (n > mq_cache_capacity(cache) - pos0)
-        return mq_fail(err, MQ_E_ARG, "%lld positions and %lld more, expected at most %lld (the context)",
+        return mq_fail(err, MQ_E_ARG,
+                       "%lld positions and %lld more, expected at most %lld (the context)",
                        (long long)pos0, (long long)n, (long long)mq_cache_capacity(cache));
     MQ_TRY(mq_forward_embed(f, x, ids, n, err));
     for (int layer = 0; layer < f->m->n_layers; layer++)
@@ -194,7 +203,8 @@ mq_status mq_forward_final_norm(mq_forward *f, float *y, const float *x, int64_t
 }
 
 /* Rows of several ranks: each rank's logits as a block of its own, then put side by side. */
-static mq_status head_ranks(mq_forward *f, mq_forward_mode mode, float *logits, int64_t n, mq_err *err)
+static mq_status head_ranks(mq_forward *f, mq_forward_mode mode, float *logits, int64_t n,
+                            mq_err *err)
 {
     int64_t part = f->m->vocab / f->n_ranks;
     for (int r = 0; r < f->n_ranks; r++) {
@@ -208,7 +218,8 @@ static mq_status head_ranks(mq_forward *f, mq_forward_mode mode, float *logits, 
     return f->k->gather(f->dev, logits, f->head_parts, f->head_perm, n * f->n_ranks, part, err);
 }
 
-mq_status mq_forward_head(mq_forward *f, mq_forward_mode mode, float *logits, const float *x, int64_t n, mq_err *err)
+mq_status mq_forward_head(mq_forward *f, mq_forward_mode mode, float *logits, const float *x,
+                          int64_t n, mq_err *err)
 {
     int64_t block = f->n_ranks > 1 ? f->head_rows : f->max_rows;
     for (int64_t i = 0; i < n; i += block) {
@@ -222,7 +233,8 @@ mq_status mq_forward_head(mq_forward *f, mq_forward_mode mode, float *logits, co
             MQ_TRY(mq_store_head(f->store, &w, 0, err));
             MQ_TRY(mq_forward_linear(f, mode, out, f->h, &w, rows, err));
         }
-        MQ_TRY(f->k->dev_sync(f->dev, err)); /* host_perm is written again; a streaming store may reload */
+        MQ_TRY(f->k->dev_sync(f->dev,
+                              err)); /* host_perm is written again; a streaming store may reload */
     }
     return MQ_OK;
 }

@@ -1,22 +1,25 @@
-/* The attention half of a layer: norm, q k v, rotation, cache, attention with sinks, o_proj, residual.
+/* The attention half of a layer: norm, q k v, rotation, cache, attention with sinks, o_proj,
+ * residual.
  *
- * Ranks run one after another; their contributions are summed in rank order first, then added to the residual, as
- * an all-reduce in rank order would.  Linears see all rows of a block at once; only rotation, cache and attention
- * go sequence by sequence.  Source: notes mimo-model 3, steps 2a to 2g. */
+ * Ranks run one after another; their contributions are summed in rank order first, then added to
+ * the residual, as an all-reduce in rank order would.  Linears see all rows of a block at once;
+ * only rotation, cache and attention go sequence by sequence.  Source: notes mimo-model 3, steps 2a
+ * to 2g. */
 #include <assert.h>
 
 #include "runtime/forward_state.h"
 #include "runtime/slices.h"
 
-/* Rows of one call: n_seqs sequences of seq_rows rows each, every one at positions pos0 .. of cache. */
+/* Rows of one call: n_seqs sequences of seq_rows rows each, every one at positions pos0 .. of
+ * cache. */
 typedef struct rows_of {
     int64_t n_seqs, seq_rows, pos0;
     mq_cache *cache;
 } rows_of;
 
 /* Rotate, store and attend one sequence; pointers are to its first row. */
-static mq_status attend(mq_forward *f, int layer, int rank, const mq_attn_weights *w, const rows_of *rows, int64_t seq,
-                        mq_err *err)
+static mq_status attend(mq_forward *f, int layer, int rank, const mq_attn_weights *w,
+                        const rows_of *rows, int64_t seq, mq_err *err)
 {
     const mq_attn_geometry *g = mq_model_attn(f->m, layer);
     const mq_kv *kv = mq_cache_kv(rows->cache, layer, rank);
@@ -26,15 +29,18 @@ static mq_status attend(mq_forward *f, int layer, int rank, const mq_attn_weight
     float *v = f->value + first * w->n_kv_heads * g->v_head_dim;
     float *out = f->heads + first * w->n_heads * g->v_head_dim;
 
-    MQ_TRY(f->k->rope(f->dev, q, n, w->n_heads, g->head_dim, g->rotary_dims, g->rope_theta, rows->pos0, err));
-    MQ_TRY(f->k->rope(f->dev, k, n, w->n_kv_heads, g->head_dim, g->rotary_dims, g->rope_theta, rows->pos0, err));
+    MQ_TRY(f->k->rope(f->dev, q, n, w->n_heads, g->head_dim, g->rotary_dims, g->rope_theta,
+                      rows->pos0, err));
+    MQ_TRY(f->k->rope(f->dev, k, n, w->n_kv_heads, g->head_dim, g->rotary_dims, g->rope_theta,
+                      rows->pos0, err));
     MQ_TRY(f->k->kv_store(f->dev, kv, k, v, (float)f->m->value_scale, n, rows->pos0, err));
     return f->k->attention(f->dev, out, q, kv, w->n_heads, w->sink, g->window, n, rows->pos0, err);
 }
 
 /* One rank's contribution o_proj(attention) of all rows, into out. */
-static mq_status rank_part(mq_forward *f, mq_forward_mode mode, int layer, int rank, const mq_attn_weights *w,
-                           float *out, const rows_of *rows, int64_t row0, const mq_tap *tap, mq_err *err)
+static mq_status rank_part(mq_forward *f, mq_forward_mode mode, int layer, int rank,
+                           const mq_attn_weights *w, float *out, const rows_of *rows, int64_t row0,
+                           const mq_tap *tap, mq_err *err)
 {
     int64_t n = rows->n_seqs * rows->seq_rows;
     MQ_TRY(mq_forward_linear(f, mode, f->q, f->h, &w->q, n, err));
@@ -47,8 +53,8 @@ static mq_status rank_part(mq_forward *f, mq_forward_mode mode, int layer, int r
 }
 
 /* A block of at most max_rows rows; row0 is its first row in the call. */
-static mq_status attention_block(mq_forward *f, mq_forward_mode mode, int layer, float *x, const rows_of *rows,
-                                 int64_t row0, const mq_tap *tap, mq_err *err)
+static mq_status attention_block(mq_forward *f, mq_forward_mode mode, int layer, float *x,
+                                 const rows_of *rows, int64_t row0, const mq_tap *tap, mq_err *err)
 {
     int64_t n = rows->n_seqs * rows->seq_rows, hidden = f->m->hidden;
     for (int r = 0; r < f->n_ranks; r++) {
@@ -76,8 +82,8 @@ static mq_status check_tap(const mq_forward *f, const mq_tap *tap, int64_t n, mq
     return MQ_OK;
 }
 
-mq_status mq_forward_attention(mq_forward *f, mq_forward_mode mode, int layer, float *x, int64_t n, int64_t pos0,
-                               mq_cache *cache, const mq_tap *tap, mq_err *err)
+mq_status mq_forward_attention(mq_forward *f, mq_forward_mode mode, int layer, float *x, int64_t n,
+                               int64_t pos0, mq_cache *cache, const mq_tap *tap, mq_err *err)
 {
     assert(pos0 >= 0 && pos0 + n <= mq_cache_capacity(cache));
     MQ_TRY(check_tap(f, tap, n, err));
@@ -89,8 +95,9 @@ mq_status mq_forward_attention(mq_forward *f, mq_forward_mode mode, int layer, f
     return MQ_OK;
 }
 
-mq_status mq_forward_attention_windows(mq_forward *f, mq_forward_mode mode, int layer, float *x, int64_t n_windows,
-                                       int64_t window, mq_cache *cache, const mq_tap *tap, mq_err *err)
+mq_status mq_forward_attention_windows(mq_forward *f, mq_forward_mode mode, int layer, float *x,
+                                       int64_t n_windows, int64_t window, mq_cache *cache,
+                                       const mq_tap *tap, mq_err *err)
 {
     assert(window >= 1 && window <= mq_cache_capacity(cache));
     MQ_TRY(check_tap(f, tap, n_windows * window, err));

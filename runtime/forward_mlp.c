@@ -1,17 +1,18 @@
 /* The MLP half of a layer: norm, then a dense SwiGLU or the router and its experts, residual.
  *
- * Experts own the work: all rows are routed first, grouped by expert, and each expert is asked of the store once (per
- * rank), in ascending order.  So a row's experts are added in ascending order whatever its neighbours chose, and a
- * streamed expert is read once for all windows.  The ranks' sums are added in rank order, then to the residual.
- * Source: notes mimo-model 3, steps 2h to 4. */
+ * Experts own the work: all rows are routed first, grouped by expert, and each expert is asked of
+ * the store once (per rank), in ascending order.  So a row's experts are added in ascending order
+ * whatever its neighbours chose, and a streamed expert is read once for all windows.  The ranks'
+ * sums are added in rank order, then to the residual. Source: notes mimo-model 3, steps 2h to 4. */
 #include <assert.h>
 #include <string.h>
 
 #include "runtime/forward_state.h"
 
-/* out [n, hidden] = down(silu(gate x) * up x), this rank's share; the input of down stays in f->mid. */
-static mq_status swiglu_mid(mq_forward *f, mq_forward_mode mode, const float *x, const mq_mlp_weights *w, int64_t n,
-                            mq_err *err)
+/* out [n, hidden] = down(silu(gate x) * up x), this rank's share; the input of down stays in
+ * f->mid. */
+static mq_status swiglu_mid(mq_forward *f, mq_forward_mode mode, const float *x,
+                            const mq_mlp_weights *w, int64_t n, mq_err *err)
 {
     int64_t width = w->down.cols;
     if (w->interleaved) {
@@ -24,8 +25,8 @@ static mq_status swiglu_mid(mq_forward *f, mq_forward_mode mode, const float *x,
     return f->k->swiglu(f->dev, f->mid, f->gate_up, up, false, n, width, err);
 }
 
-static mq_status dense_block(mq_forward *f, mq_forward_mode mode, int layer, float *x, int64_t row0, int64_t n,
-                             const mq_tap *tap, mq_err *err)
+static mq_status dense_block(mq_forward *f, mq_forward_mode mode, int layer, float *x, int64_t row0,
+                             int64_t n, const mq_tap *tap, mq_err *err)
 {
     int64_t hidden = f->m->hidden;
     for (int r = 0; r < f->n_ranks; r++) {
@@ -36,7 +37,8 @@ static mq_status dense_block(mq_forward *f, mq_forward_mode mode, int layer, flo
             MQ_TRY(mq_forward_tap(f, tap, MQ_TAP_MLP_IN, layer, f->h, row0, n, hidden, err));
         }
         MQ_TRY(swiglu_mid(f, mode, f->h, &w.mlp, n, err));
-        MQ_TRY(mq_forward_tap(f, tap, MQ_TAP_MLP_DOWN, layer, f->mid, row0, n, w.mlp.down.cols, err));
+        MQ_TRY(
+            mq_forward_tap(f, tap, MQ_TAP_MLP_DOWN, layer, f->mid, row0, n, w.mlp.down.cols, err));
         float *out = r == 0 ? f->y : f->part;
         MQ_TRY(mq_forward_linear(f, mode, out, f->mid, &w.mlp.down, n, err));
         if (r > 0)
@@ -46,19 +48,21 @@ static mq_status dense_block(mq_forward *f, mq_forward_mode mode, int layer, flo
 }
 
 /* Choose experts for every row; leaves the last block's normed rows in f->h. */
-static mq_status route_rows(mq_forward *f, mq_forward_mode mode, int layer, const mq_layer_weights *w, const float *x,
-                            int64_t n, float *margin, const mq_tap *tap, mq_err *err)
+static mq_status route_rows(mq_forward *f, mq_forward_mode mode, int layer,
+                            const mq_layer_weights *w, const float *x, int64_t n, float *margin,
+                            const mq_tap *tap, mq_err *err)
 {
     const mq_model *m = f->m;
     int topk = m->n_experts_per_tok;
     for (int64_t i = 0; i < n; i += f->max_rows) {
         int64_t rows = n - i < f->max_rows ? n - i : f->max_rows;
-        MQ_TRY(f->k->rmsnorm(f->dev, f->h, x + i * m->hidden, w->post_norm, m->norm_eps, rows, m->hidden, err));
+        MQ_TRY(f->k->rmsnorm(f->dev, f->h, x + i * m->hidden, w->post_norm, m->norm_eps, rows,
+                             m->hidden, err));
         MQ_TRY(mq_forward_tap(f, tap, MQ_TAP_ROUTER, layer, f->h, i, rows, m->hidden, err));
         MQ_TRY(mq_forward_linear(f, mode, f->scores, f->h, &w->router, rows, err));
-        MQ_TRY(f->k->route(f->dev, f->route_ids + i * topk, f->route_coef + i * topk, margin ? f->margin : NULL,
-                           f->scores, w->router_bias, rows, m->n_experts, topk, m->norm_topk_prob,
-                           (float)m->routed_scaling, err));
+        MQ_TRY(f->k->route(f->dev, f->route_ids + i * topk, f->route_coef + i * topk,
+                           margin ? f->margin : NULL, f->scores, w->router_bias, rows, m->n_experts,
+                           topk, m->norm_topk_prob, (float)m->routed_scaling, err));
         if (!margin)
             continue;
         MQ_TRY(f->k->download(f->dev, f->host_margin, f->margin, rows * 4, err));
@@ -69,7 +73,8 @@ static mq_status route_rows(mq_forward *f, mq_forward_mode mode, int layer, cons
     return MQ_OK;
 }
 
-/* Group the n * topk choices by expert, rows ascending within an expert: f->first, f->sorted, f->sorted_coef. */
+/* Group the n * topk choices by expert, rows ascending within an expert: f->first, f->sorted,
+ * f->sorted_coef. */
 static mq_status group_rows(mq_forward *f, int64_t n, mq_err *err)
 {
     int64_t topk = f->m->n_experts_per_tok, picks = n * topk;
@@ -98,23 +103,27 @@ static mq_status group_rows(mq_forward *f, int64_t n, mq_err *err)
     return f->k->upload(f->dev, f->sorted_coef, f->host_sorted_coef, picks * 4, err);
 }
 
-/* Where an expert's input rows come from: rows normed already, or the residual stream and the norm's weight. */
+/* Where an expert's input rows come from: rows normed already, or the residual stream and the
+ * norm's weight. */
 typedef struct moe_input {
     const float *normed;
     const float *x;
     const float *norm_weight;
 } moe_input;
 
-static mq_status expert_tap(const mq_forward *f, const mq_tap *tap, mq_tap_point point, int layer, int expert,
-                            const float *x, int64_t at, int64_t n, int64_t cols, mq_err *err)
+static mq_status expert_tap(const mq_forward *f, const mq_tap *tap, mq_tap_point point, int layer,
+                            int expert, const float *x, int64_t at, int64_t n, int64_t cols,
+                            mq_err *err)
 {
-    return tap ? tap->fn(tap->ctx, point, layer, expert, x, f->host_sorted + at, f->host_sorted_coef + at, n, cols, err)
+    return tap ? tap->fn(tap->ctx, point, layer, expert, x, f->host_sorted + at,
+                         f->host_sorted_coef + at, n, cols, err)
                : MQ_OK;
 }
 
 /* y += coef * expert(input) for the n choices from at on. */
-static mq_status expert_block(mq_forward *f, mq_forward_mode mode, int layer, int expert, const mq_mlp_weights *w,
-                              float *y, const moe_input *in, int64_t at, int64_t n, const mq_tap *tap, mq_err *err)
+static mq_status expert_block(mq_forward *f, mq_forward_mode mode, int layer, int expert,
+                              const mq_mlp_weights *w, float *y, const moe_input *in, int64_t at,
+                              int64_t n, const mq_tap *tap, mq_err *err)
 {
     int64_t hidden = f->m->hidden;
     const int32_t *rows = f->sorted + at;
@@ -130,8 +139,8 @@ static mq_status expert_block(mq_forward *f, mq_forward_mode mode, int layer, in
 }
 
 /* y [n, hidden] = the experts' weighted sum, one rank's share. */
-static mq_status rank_experts(mq_forward *f, mq_forward_mode mode, int layer, int rank, float *y, const moe_input *in,
-                              int64_t n, const mq_tap *tap, mq_err *err)
+static mq_status rank_experts(mq_forward *f, mq_forward_mode mode, int layer, int rank, float *y,
+                              const moe_input *in, int64_t n, const mq_tap *tap, mq_err *err)
 {
     MQ_TRY(f->k->gather(f->dev, y, f->zero_row, f->zero_index, n, f->m->hidden, err));
     for (int e = 0; e < f->m->n_experts; e++) {
@@ -141,15 +150,16 @@ static mq_status rank_experts(mq_forward *f, mq_forward_mode mode, int layer, in
         MQ_TRY(mq_store_expert(f->store, &w, layer, e, rank, err));
         for (int64_t at = f->first[e]; at < f->first[e + 1]; at += f->max_rows) {
             int64_t left = f->first[e + 1] - at;
-            MQ_TRY(expert_block(f, mode, layer, e, &w, y, in, at, left < f->max_rows ? left : f->max_rows, tap, err));
+            MQ_TRY(expert_block(f, mode, layer, e, &w, y, in, at,
+                                left < f->max_rows ? left : f->max_rows, tap, err));
         }
         MQ_TRY(f->k->dev_sync(f->dev, err)); /* a streaming store reuses the weights' memory */
     }
     return MQ_OK;
 }
 
-static mq_status moe(mq_forward *f, mq_forward_mode mode, int layer, const mq_layer_weights *w, float *x, int64_t n,
-                     float *margin, const mq_tap *tap, mq_err *err)
+static mq_status moe(mq_forward *f, mq_forward_mode mode, int layer, const mq_layer_weights *w,
+                     float *x, int64_t n, float *margin, const mq_tap *tap, mq_err *err)
 {
     MQ_TRY(route_rows(f, mode, layer, w, x, n, margin, tap, err));
     MQ_TRY(group_rows(f, n, err));
@@ -162,8 +172,8 @@ static mq_status moe(mq_forward *f, mq_forward_mode mode, int layer, const mq_la
     return f->k->add(f->dev, x, f->y, n * f->m->hidden, err);
 }
 
-mq_status mq_forward_mlp(mq_forward *f, mq_forward_mode mode, int layer, float *x, int64_t n, float *margin,
-                         const mq_tap *tap, mq_err *err)
+mq_status mq_forward_mlp(mq_forward *f, mq_forward_mode mode, int layer, float *x, int64_t n,
+                         float *margin, const mq_tap *tap, mq_err *err)
 {
     assert(n >= 0 && n <= f->mlp_rows);
     if (tap && f->n_ranks > 1)

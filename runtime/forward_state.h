@@ -1,4 +1,5 @@
-/* The workspace of a forward pass, shared by forward.c, forward_attn.c and forward_mlp.c; private to them. */
+/* The workspace of a forward pass, shared by forward.c, forward_attn.c and forward_mlp.c; private
+ * to them. */
 #ifndef MQ_RUNTIME_FORWARD_STATE_H
 #define MQ_RUNTIME_FORWARD_STATE_H
 
@@ -11,7 +12,8 @@
 extern "C" {
 #endif
 
-/* Sizes in elements, all from geometry; W is the widest MLP of a rank, B = max_rows, T = mlp_rows. */
+/* Sizes in elements, all from geometry; W is the widest MLP of a rank, B = max_rows, T = mlp_rows.
+ */
 struct mq_forward {
     const mq_kernels *k;
     mq_dev *dev;
@@ -19,52 +21,54 @@ struct mq_forward {
     const mq_model *m;
     int n_ranks;
     int64_t max_rows, mlp_rows;
-    int64_t head_rows;  /* rows of a head block when there are several ranks */
+    int64_t head_rows; /* rows of a head block when there are several ranks */
 
-    void *block;        /* dev's memory behind the arrays that follow */
-    float *h;           /* [B, hidden] normed input */
-    float *q;           /* [B, n_heads * head_dim] of a rank */
-    float *key, *value; /* [B, n_kv_heads * ...] of a rank */
-    float *heads;       /* [B, n_heads * v_head_dim] attention output of a rank */
-    float *part;        /* [B, hidden] one linear's contribution to the residual */
-    float *gate_up;     /* [B, 2 W] gate, then up, or interleaved */
-    float *mid;         /* [B, W] */
-    float *scores;      /* [B, n_experts] router logits */
-    float *margin;      /* [B] */
-    float *y;           /* [T, hidden] sum of the ranks so far */
-    float *y_rank;      /* [T, hidden] one rank's experts, with several ranks only */
-    float *zero_row;    /* [hidden] zeros */
+    void *block;         /* dev's memory behind the arrays that follow */
+    float *h;            /* [B, hidden] normed input */
+    float *q;            /* [B, n_heads * head_dim] of a rank */
+    float *key, *value;  /* [B, n_kv_heads * ...] of a rank */
+    float *heads;        /* [B, n_heads * v_head_dim] attention output of a rank */
+    float *part;         /* [B, hidden] one linear's contribution to the residual */
+    float *gate_up;      /* [B, 2 W] gate, then up, or interleaved */
+    float *mid;          /* [B, W] */
+    float *scores;       /* [B, n_experts] router logits */
+    float *margin;       /* [B] */
+    float *y;            /* [T, hidden] sum of the ranks so far */
+    float *y_rank;       /* [T, hidden] one rank's experts, with several ranks only */
+    float *zero_row;     /* [hidden] zeros */
     int32_t *zero_index; /* [T] zeros */
-    int32_t *ids;       /* [B] token ids */
-    int32_t *route_ids; /* [T, topk] */
-    float *route_coef;  /* [T, topk] */
-    int32_t *sorted;    /* [T * topk] rows grouped by expert */
-    float *sorted_coef; /* [T * topk] */
-    float *head_parts;  /* [n_ranks, head_rows, vocab / n_ranks], with several ranks only */
-    int32_t *head_perm; /* [head_rows * n_ranks] */
+    int32_t *ids;        /* [B] token ids */
+    int32_t *route_ids;  /* [T, topk] */
+    float *route_coef;   /* [T, topk] */
+    int32_t *sorted;     /* [T * topk] rows grouped by expert */
+    float *sorted_coef;  /* [T * topk] */
+    float *head_parts;   /* [n_ranks, head_rows, vocab / n_ranks], with several ranks only */
+    int32_t *head_perm;  /* [head_rows * n_ranks] */
 
-    void *host_block;    /* host memory behind the arrays that follow */
-    int32_t *host_ids;   /* [T, topk] */
-    float *host_coef;    /* [T, topk] */
-    int32_t *host_sorted; /* [T * topk] */
+    void *host_block;        /* host memory behind the arrays that follow */
+    int32_t *host_ids;       /* [T, topk] */
+    float *host_coef;        /* [T, topk] */
+    int32_t *host_sorted;    /* [T * topk] */
     float *host_sorted_coef; /* [T * topk] */
-    int64_t *first;      /* [n_experts + 1] where an expert's rows begin in sorted */
-    int32_t *iota;       /* [T] 0, 1, 2, ... */
-    float *host_margin;  /* [B] */
-    int32_t *host_perm;  /* [head_rows * n_ranks] */
+    int64_t *first;          /* [n_experts + 1] where an expert's rows begin in sorted */
+    int32_t *iota;           /* [T] 0, 1, 2, ... */
+    float *host_margin;      /* [B] */
+    int32_t *host_perm;      /* [head_rows * n_ranks] */
 };
 
 /* y [n, w.rows] = x w^T in the mode's order. */
-static inline mq_status mq_forward_linear(mq_forward *f, mq_forward_mode mode, float *y, const float *x,
-                                          const mq_matrix *w, int64_t n, mq_err *err)
+static inline mq_status mq_forward_linear(mq_forward *f, mq_forward_mode mode, float *y,
+                                          const float *x, const mq_matrix *w, int64_t n,
+                                          mq_err *err)
 {
     return mode == MQ_FORWARD_STEP ? f->k->linear_fixed(f->dev, y, x, w, n, err)
                                    : f->k->linear(f->dev, y, x, w, n, err);
 }
 
 /* Show tap (may be NULL) n rows that are rows row0 .. of the call. */
-static inline mq_status mq_forward_tap(const mq_forward *f, const mq_tap *tap, mq_tap_point point, int layer,
-                                       const float *x, int64_t row0, int64_t n, int64_t cols, mq_err *err)
+static inline mq_status mq_forward_tap(const mq_forward *f, const mq_tap *tap, mq_tap_point point,
+                                       int layer, const float *x, int64_t row0, int64_t n,
+                                       int64_t cols, mq_err *err)
 {
     return tap ? tap->fn(tap->ctx, point, layer, -1, x, f->iota + row0, NULL, n, cols, err) : MQ_OK;
 }

@@ -1,7 +1,9 @@
-/* Merging rank slices: by rows they are appended; by columns every row (or tile of 16 rows) is put together from its runs.
+/* Merging rank slices: by rows they are appended; by columns every row (or tile of 16 rows) is put
+ * together from its runs.
  *
- * FP8 scales are the only delicate part.  A slice carries every scale it needs, so two slices that meet inside a 128
- * block both carry that block's: it is taken from the first and compared with the second. */
+ * FP8 scales are the only delicate part.  A slice carries every scale it needs, so two slices that
+ * meet inside a 128 block both carry that block's: it is taken from the first and compared with the
+ * second. */
 #include "runtime/merge.h"
 
 #include <stdbool.h>
@@ -15,7 +17,8 @@ static bool is_units(const mq_matrix *m)
     return m->scheme == MQ_SCHEME_INT4 || m->scheme == MQ_SCHEME_MXFP4;
 }
 
-/* Bytes of the smallest run that columns are put together from, a row or a tile of 16 rows; and how many there are. */
+/* Bytes of the smallest run that columns are put together from, a row or a tile of 16 rows; and how
+ * many there are. */
 static int64_t run_bytes(const mq_matrix *m)
 {
     if (is_units(m))
@@ -34,9 +37,10 @@ static mq_status check_parts(const mq_part *parts, int n_parts, bool by_cols, mq
     for (int i = 1; i < n_parts; i++) {
         const mq_matrix *b = &parts[i].m;
         if (a->scheme != b->scheme || a->group != b->group)
-            return mq_fail(err, MQ_E_FORMAT, "stored as %s and as %s by different ranks", mq_scheme_name(a->scheme),
-                           mq_scheme_name(b->scheme));
-        bool fits = by_cols ? b->rows == a->rows && b->seg_rows == a->seg_rows && b->row_phase == a->row_phase &&
+            return mq_fail(err, MQ_E_FORMAT, "stored as %s and as %s by different ranks",
+                           mq_scheme_name(a->scheme), mq_scheme_name(b->scheme));
+        bool fits = by_cols ? b->rows == a->rows && b->seg_rows == a->seg_rows &&
+                                  b->row_phase == a->row_phase &&
                                   parts[i].col0 == parts[i - 1].col0 + parts[i - 1].m.cols
                             : b->cols == a->cols && b->col_phase == a->col_phase &&
                                   parts[i].row0 == parts[i - 1].row0 + parts[i - 1].m.rows;
@@ -70,12 +74,14 @@ static mq_status disagree(mq_err *err)
 }
 
 /* Append the parts' scale rows; dst NULL: only count.  *n is the number of F32 values. */
-static mq_status stack_scales(uint8_t *dst, int64_t *n, const mq_part *parts, int n_parts, int64_t part_rows, mq_err *err)
+static mq_status stack_scales(uint8_t *dst, int64_t *n, const mq_part *parts, int n_parts,
+                              int64_t part_rows, mq_err *err)
 {
     int64_t row_bytes = 4 * mq_fp8_scale_cols(&parts[0].m), rows = 0;
     for (int i = 0; i < n_parts; i++) {
         const uint8_t *src = parts[i].m.scale;
-        int64_t skip = shares_row(parts, i, part_rows) ? 1 : 0, take = scale_rows(&parts[i].m) - skip;
+        int64_t skip = shares_row(parts, i, part_rows) ? 1 : 0,
+                take = scale_rows(&parts[i].m) - skip;
         if (dst && skip && memcmp(dst + (rows - 1) * row_bytes, src, (size_t)row_bytes) != 0)
             return disagree(err);
         if (dst)
@@ -87,7 +93,8 @@ static mq_status stack_scales(uint8_t *dst, int64_t *n, const mq_part *parts, in
 }
 
 /* Put the parts' scale columns side by side; dst NULL: only count. */
-static mq_status join_scales(uint8_t *dst, int64_t *n, const mq_part *parts, int n_parts, mq_err *err)
+static mq_status join_scales(uint8_t *dst, int64_t *n, const mq_part *parts, int n_parts,
+                             mq_err *err)
 {
     int64_t cols = 0, rows = scale_rows(&parts[0].m);
     for (int i = 0; i < n_parts; i++)
@@ -107,10 +114,11 @@ static mq_status join_scales(uint8_t *dst, int64_t *n, const mq_part *parts, int
     return MQ_OK;
 }
 
-static mq_status merge_scales(uint8_t *dst, int64_t *n, const mq_part *parts, int n_parts, bool by_cols,
-                              int64_t part_rows, mq_err *err)
+static mq_status merge_scales(uint8_t *dst, int64_t *n, const mq_part *parts, int n_parts,
+                              bool by_cols, int64_t part_rows, mq_err *err)
 {
-    return by_cols ? join_scales(dst, n, parts, n_parts, err) : stack_scales(dst, n, parts, n_parts, part_rows, err);
+    return by_cols ? join_scales(dst, n, parts, n_parts, err)
+                   : stack_scales(dst, n, parts, n_parts, part_rows, err);
 }
 
 /* Segments of rows [row0, row0 + rows): one, or the chunks' parts. */
@@ -118,7 +126,8 @@ static mq_status set_segments(mq_matrix *out, int64_t row0, int64_t part_rows, m
 {
     bool whole = row0 % part_rows == 0 && out->rows % part_rows == 0;
     if (!whole && row0 % part_rows + out->rows > part_rows)
-        return mq_fail(err, MQ_E_ARG, "rows %lld to %lld are neither inside a chunk of %lld rows nor whole chunks",
+        return mq_fail(err, MQ_E_ARG,
+                       "rows %lld to %lld are neither inside a chunk of %lld rows nor whole chunks",
                        (long long)row0, (long long)(row0 + out->rows), (long long)part_rows);
     out->seg_rows = whole ? part_rows : out->rows;
     return MQ_OK;
@@ -144,7 +153,8 @@ static void merge_values(uint8_t *dst, const mq_part *parts, int n_parts, bool b
         }
 }
 
-mq_status mq_merge_parts(mq_slot *slot, mq_matrix *out, const mq_part *parts, int n_parts, int64_t part_rows, mq_err *err)
+mq_status mq_merge_parts(mq_slot *slot, mq_matrix *out, const mq_part *parts, int n_parts,
+                         int64_t part_rows, mq_err *err)
 {
     bool by_cols = n_parts > 1 && parts[1].col0 != parts[0].col0;
     MQ_TRY(check_parts(parts, n_parts, by_cols, err));
@@ -172,5 +182,7 @@ mq_status mq_merge_parts(mq_slot *slot, mq_matrix *out, const mq_part *parts, in
                        (long long)mq_fp8_n_scales(out));
     MQ_TRY(mq_slot_take(slot, &scales, 4 * n_scales, err));
     out->scale = scales;
-    return slot->measuring ? MQ_OK : merge_scales(scales, &n_scales, parts, n_parts, by_cols, part_rows, err);
+    return slot->measuring
+               ? MQ_OK
+               : merge_scales(scales, &n_scales, parts, n_parts, by_cols, part_rows, err);
 }

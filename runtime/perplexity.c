@@ -1,9 +1,10 @@
 /* Two models over the same windows, side by side, layer by layer.
  *
- * As many windows as the budget allows make a batch; a batch walks through the layers once, so each model is read once
- * per batch: attention window by window (with room for the keys of one layer only), experts over all tokens of the
- * batch.  At the end logits of both are made in chunks and compared at once, never kept.  Results do not depend
- * on the batch: rows meet only inside a window. */
+ * As many windows as the budget allows make a batch; a batch walks through the layers once, so each
+ * model is read once per batch: attention window by window (with room for the keys of one layer
+ * only), experts over all tokens of the batch.  At the end logits of both are made in chunks and
+ * compared at once, never kept.  Results do not depend on the batch: rows meet only inside a
+ * window. */
 #include "runtime/perplexity.h"
 
 #include <assert.h>
@@ -76,7 +77,8 @@ static mq_status choose_sizes(run *r, mq_err *err)
 {
     int64_t budget = r->o->memory_bytes > 0 ? r->o->memory_bytes : machine_half();
     int64_t row_bytes = 4 * (int64_t)r->m->vocab;
-    r->head_rows = clamp(budget / 16 / row_bytes, 8, clamp(((int64_t)256 << 20) / row_bytes, 8, 1024));
+    r->head_rows =
+        clamp(budget / 16 / row_bytes, 8, clamp(((int64_t)256 << 20) / row_bytes, 8, 1024));
     r->block_rows = MAX_BLOCK_ROWS;
     while (r->block_rows > MIN_BLOCK_ROWS && bytes_for(r, 1) > budget) {
         r->block_rows /= 2;
@@ -84,7 +86,8 @@ static mq_status choose_sizes(run *r, mq_err *err)
     }
     int64_t one = bytes_for(r, 1);
     if (one > budget)
-        return mq_fail(err, MQ_E_NOMEM, "a budget of %lld bytes, but %lld are needed for one window of %lld tokens",
+        return mq_fail(err, MQ_E_NOMEM,
+                       "a budget of %lld bytes, but %lld are needed for one window of %lld tokens",
                        (long long)budget, (long long)one, (long long)r->o->window);
     int64_t most = INT32_MAX / r->o->window, low = 1;
     int64_t high = r->o->n_windows < most ? r->o->n_windows : most;
@@ -108,7 +111,8 @@ static mq_status open_side(run *r, side *s, mq_err *err)
     int64_t ring = r->o->window < r->block_rows ? r->o->window : r->block_rows;
     void *p;
     MQ_TRY(mq_forward_create(&s->forward, r->k, r->dev, s->store, r->block_rows, rows, err));
-    MQ_TRY(mq_cache_create_scratch(&s->cache, r->k, r->dev, r->m, n_ranks, r->o->window, ring, err));
+    MQ_TRY(
+        mq_cache_create_scratch(&s->cache, r->k, r->dev, r->m, n_ranks, r->o->window, ring, err));
     MQ_TRY(r->k->alloc(r->dev, &p, 4 * rows * r->m->hidden, err));
     s->x = p;
     MQ_TRY(r->k->alloc(r->dev, &p, 4 * r->head_rows * r->m->vocab, err));
@@ -139,7 +143,8 @@ static mq_status open_run(run *r, mq_err *err)
     r->kl = calloc((size_t)r->q->n_tokens, sizeof *r->kl);
     r->q->windows = calloc((size_t)r->o->n_windows, sizeof *r->q->windows);
     if (!r->stats || !r->margin || !r->kl || !r->q->windows)
-        return mq_fail(err, MQ_E_NOMEM, "results of %lld windows: out of memory", (long long)r->o->n_windows);
+        return mq_fail(err, MQ_E_NOMEM, "results of %lld windows: out of memory",
+                       (long long)r->o->n_windows);
     return MQ_OK;
 }
 
@@ -174,9 +179,10 @@ static mq_status run_layers(run *r, int64_t n_windows, mq_err *err)
         for (int i = 0; i < r->n_sides; i++) {
             side *s = &r->sides[i];
             float *margin = i == 0 ? r->margin : NULL;
-            MQ_TRY(mq_forward_attention_windows(s->forward, MQ_FORWARD_BATCH, layer, s->x, n_windows, r->o->window,
-                                                s->cache, NULL, err));
-            MQ_TRY(mq_forward_mlp(s->forward, MQ_FORWARD_BATCH, layer, s->x, rows, margin, NULL, err));
+            MQ_TRY(mq_forward_attention_windows(s->forward, MQ_FORWARD_BATCH, layer, s->x,
+                                                n_windows, r->o->window, s->cache, NULL, err));
+            MQ_TRY(
+                mq_forward_mlp(s->forward, MQ_FORWARD_BATCH, layer, s->x, rows, margin, NULL, err));
             MQ_TRY(tick(r, n_windows, err));
         }
     return MQ_OK;
@@ -209,11 +215,13 @@ static mq_status run_head(run *r, int64_t window0, int64_t n_windows, mq_err *er
         int64_t n = rows - i < r->head_rows ? rows - i : r->head_rows;
         for (int j = 0; j < r->n_sides; j++) {
             side *s = &r->sides[j];
-            MQ_TRY(mq_forward_head(s->forward, MQ_FORWARD_BATCH, s->logits, s->x + i * r->m->hidden, n, err));
+            MQ_TRY(mq_forward_head(s->forward, MQ_FORWARD_BATCH, s->logits, s->x + i * r->m->hidden,
+                                   n, err));
         }
         MQ_TRY(r->k->upload(r->dev, r->targets, targets + i, 4 * n, err));
         const float *b = r->n_sides > 1 ? r->sides[1].logits : NULL;
-        MQ_TRY(r->k->logit_stats(r->dev, r->stats, r->sides[0].logits, b, r->targets, n, r->m->vocab, err));
+        MQ_TRY(r->k->logit_stats(r->dev, r->stats, r->sides[0].logits, b, r->targets, n,
+                                 r->m->vocab, err));
         collect(r, window0, i, n);
         MQ_TRY(tick(r, 0, err));
     }
@@ -228,7 +236,8 @@ static mq_status run_batch(run *r, int64_t window0, int64_t n_windows, mq_err *e
     for (int64_t w = 0; w < n_windows; w++)
         r->q->windows[window0 + w].margin_a = INFINITY;
     for (int i = 0; i < r->n_sides; i++)
-        MQ_TRY(mq_forward_embed(r->sides[i].forward, r->sides[i].x, r->ids + window0 * r->o->window, rows, err));
+        MQ_TRY(mq_forward_embed(r->sides[i].forward, r->sides[i].x, r->ids + window0 * r->o->window,
+                                rows, err));
     MQ_TRY(run_layers(r, n_windows, err));
     return run_head(r, window0, n_windows, err);
 }
@@ -275,35 +284,46 @@ static void summarize(run *r)
     q->kl_max = r->kl[q->n_tokens - 1];
 }
 
-static mq_status check_options(const run *r, const mq_quality_options *o, int64_t n_ids, mq_err *err)
+static mq_status check_options(const run *r, const mq_quality_options *o, int64_t n_ids,
+                               mq_err *err)
 {
     if (o->window < 1 || o->n_windows < 1 || o->window > INT32_MAX / 2 || o->n_windows > INT32_MAX)
         return mq_fail(err, MQ_E_ARG, "%lld windows of %lld tokens, expected at least one of each",
                        (long long)o->n_windows, (long long)o->window);
     if (o->window > r->m->max_positions)
-        return mq_fail(err, MQ_E_ARG, "a window of %lld tokens, expected at most %d (max_position_embeddings)",
+        return mq_fail(err, MQ_E_ARG,
+                       "a window of %lld tokens, expected at most %d (max_position_embeddings)",
                        (long long)o->window, r->m->max_positions);
     if (n_ids / o->window < o->n_windows || n_ids < o->n_windows * o->window + 1)
-        return mq_fail(err, MQ_E_ARG, "a text of %lld tokens, but %lld windows of %lld need %lld", (long long)n_ids,
-                       (long long)o->n_windows, (long long)o->window, (long long)(o->n_windows * o->window + 1));
+        return mq_fail(err, MQ_E_ARG, "a text of %lld tokens, but %lld windows of %lld need %lld",
+                       (long long)n_ids, (long long)o->n_windows, (long long)o->window,
+                       (long long)(o->n_windows * o->window + 1));
     return MQ_OK;
 }
 
 static mq_status check_pair(const mq_model *a, const mq_model *b, mq_err *err)
 {
     if (a->vocab != b->vocab || a->n_layers != b->n_layers || a->hidden != b->hidden)
-        return mq_fail(err, MQ_E_SHAPE,
-                       "%d layers, hidden %d, vocabulary %d; expected those of the source: %d, %d, %d", b->n_layers,
-                       b->hidden, b->vocab, a->n_layers, a->hidden, a->vocab);
+        return mq_fail(
+            err, MQ_E_SHAPE,
+            "%d layers, hidden %d, vocabulary %d; expected those of the source: %d, %d, %d",
+            b->n_layers, b->hidden, b->vocab, a->n_layers, a->hidden, a->vocab);
     return MQ_OK;
 }
 
-mq_status mq_quality_run(mq_quality *out, const mq_kernels *kernels, mq_dev *dev, mq_store *a, mq_store *b,
-                         const int32_t *ids, int64_t n_ids, const mq_quality_options *options, mq_err *err)
+mq_status mq_quality_run(mq_quality *out, const mq_kernels *kernels, mq_dev *dev, mq_store *a,
+                         mq_store *b, const int32_t *ids, int64_t n_ids,
+                         const mq_quality_options *options, mq_err *err)
 {
     *out = (mq_quality){.n_windows = options->n_windows, .window = options->window};
-    run r = {.k = kernels, .dev = dev, .o = options, .m = mq_store_model(a), .sides = {{.store = a}, {.store = b}},
-             .n_sides = b ? 2 : 1, .ids = ids, .q = out};
+    run r = {.k = kernels,
+             .dev = dev,
+             .o = options,
+             .m = mq_store_model(a),
+             .sides = {{.store = a}, {.store = b}},
+             .n_sides = b ? 2 : 1,
+             .ids = ids,
+             .q = out};
     MQ_TRY(check_options(&r, options, n_ids, err));
     if (b)
         MQ_TRY(check_pair(r.m, mq_store_model(b), err));

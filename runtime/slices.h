@@ -1,4 +1,5 @@
-/* What one logical rank owns of a model, by the rules of formats/plan.h, as counts and first indexes. */
+/* What one logical rank owns of a model, by the rules of formats/plan.h, as counts and first
+ * indexes. */
 #ifndef MQ_RUNTIME_SLICES_H
 #define MQ_RUNTIME_SLICES_H
 
@@ -16,7 +17,8 @@ typedef struct mq_head_slice {
     int kv_head0, n_kv_heads;
 } mq_head_slice;
 
-/* rank of n_ranks; n_ranks divides the query heads, and divides the KV heads or is a multiple of them. */
+/* rank of n_ranks; n_ranks divides the query heads, and divides the KV heads or is a multiple of
+ * them. */
 static inline mq_head_slice mq_slice_heads(const mq_attn_geometry *g, int n_ranks, int rank)
 {
     mq_head_slice s;

@@ -1,8 +1,9 @@
-/* The store: who asks for which weights, and how long they stay.  Where they come from is a backend's business.
+/* The store: who asks for which weights, and how long they stay.  Where they come from is a
+ * backend's business.
  *
- * Sizes are measured from headers at open, so a budget is checked before a byte of weights is read.  Resident: one
- * block of memory per layer, loaded by as many threads as asked for, layer by layer.  Streaming: three slots, each as
- * large as the largest thing it will hold, reused. */
+ * Sizes are measured from headers at open, so a budget is checked before a byte of weights is read.
+ * Resident: one block of memory per layer, loaded by as many threads as asked for, layer by layer.
+ * Streaming: three slots, each as large as the largest thing it will hold, reused. */
 #include "runtime/store.h"
 
 #include <assert.h>
@@ -28,7 +29,8 @@ struct mq_store {
     bool packed, resident;
     int n_layers, n_experts, n_ranks;
 
-    int64_t *layer_bytes, *experts_bytes; /* [n_layers]: everything but experts; all experts, all ranks */
+    int64_t *layer_bytes,
+        *experts_bytes; /* [n_layers]: everything but experts; all experts, all ranks */
     int64_t embedding_bytes, head_bytes, norm_bytes;
     int64_t max_layer_bytes, max_expert_bytes; /* an expert of one rank */
 
@@ -38,13 +40,14 @@ struct mq_store {
 
     void *reader; /* streaming */
     mq_slot layer_slot, expert_slot, vocab_slot;
-    int held_layer, held_expert_layer, held_expert, held_expert_rank, held_vocab; /* -1 or VOCAB_NONE: nothing */
-    mq_layer_weights *layer;     /* [n_ranks] */
+    int held_layer, held_expert_layer, held_expert, held_expert_rank,
+        held_vocab;          /* -1 or VOCAB_NONE: nothing */
+    mq_layer_weights *layer; /* [n_ranks] */
     mq_mlp_weights expert;
 
-    mq_slot *slots;              /* resident: [n_layers] then embedding, head */
-    mq_layer_weights *layers;    /* [n_layers, n_ranks] */
-    mq_mlp_weights *experts;     /* [n_layers, n_experts, n_ranks] */
+    mq_slot *slots;           /* resident: [n_layers] then embedding, head */
+    mq_layer_weights *layers; /* [n_layers, n_ranks] */
+    mq_mlp_weights *experts;  /* [n_layers, n_experts, n_ranks] */
     pthread_mutex_t progress_lock;
     int64_t done_bytes;
 };
@@ -61,7 +64,8 @@ mq_status mq_slot_take(mq_slot *s, void **out, int64_t n_bytes, mq_err *err)
     if (s->measuring)
         return MQ_OK;
     if (s->used > s->cap)
-        return mq_fail(err, MQ_E_BUG, "weights of %lld bytes, measured %lld", (long long)s->used, (long long)s->cap);
+        return mq_fail(err, MQ_E_BUG, "weights of %lld bytes, measured %lld", (long long)s->used,
+                       (long long)s->cap);
     *out = s->mem + off;
     return MQ_OK;
 }
@@ -84,8 +88,8 @@ static void slot_free(mq_slot *s)
 mq_status mq_backend_check(const mq_matrix *m, int64_t rows, int64_t cols, mq_err *err)
 {
     if (m->rows != rows || m->cols != cols)
-        return mq_fail(err, MQ_E_SHAPE, "shape [%lld, %lld], expected [%lld, %lld]", (long long)m->rows,
-                       (long long)m->cols, (long long)rows, (long long)cols);
+        return mq_fail(err, MQ_E_SHAPE, "shape [%lld, %lld], expected [%lld, %lld]",
+                       (long long)m->rows, (long long)m->cols, (long long)rows, (long long)cols);
     return mq_matrix_check(m, err);
 }
 
@@ -97,7 +101,8 @@ static mq_status measure_experts(mq_store *s, void *reader, int layer, mq_err *e
     for (int i = 0; i < s->n_experts * s->n_ranks; i++) {
         mq_slot slot = {.measuring = true};
         mq_mlp_weights w;
-        MQ_TRY(s->backend.ops->expert(s->backend.impl, reader, &slot, &w, layer, i / s->n_ranks, i % s->n_ranks, err));
+        MQ_TRY(s->backend.ops->expert(s->backend.impl, reader, &slot, &w, layer, i / s->n_ranks,
+                                      i % s->n_ranks, err));
         total += mq_round_up(slot.used, SLOT_ALIGN);
         s->max_expert_bytes = slot.used > s->max_expert_bytes ? slot.used : s->max_expert_bytes;
     }
@@ -164,13 +169,14 @@ static mq_status load_layer(mq_store *s, void *reader, int layer, mq_err *err)
     mq_slot *slot = &s->slots[layer];
     int64_t bytes = mq_round_up(s->layer_bytes[layer], SLOT_ALIGN) + s->experts_bytes[layer];
     MQ_TRY(slot_alloc(slot, bytes, err));
-    MQ_TRY(ops->layer(s->backend.impl, reader, slot, s->layers + (int64_t)layer * s->n_ranks, layer, err));
+    MQ_TRY(ops->layer(s->backend.impl, reader, slot, s->layers + (int64_t)layer * s->n_ranks, layer,
+                      err));
     int64_t n = s->backend.model->is_moe[layer] ? (int64_t)s->n_experts * s->n_ranks : 0;
     for (int64_t i = 0; i < n; i++) {
         mq_mlp_weights *out = &s->experts[(int64_t)layer * s->n_experts * s->n_ranks + i];
         slot->used = mq_round_up(slot->used, SLOT_ALIGN);
-        MQ_TRY(ops->expert(s->backend.impl, reader, slot, out, layer, (int)(i / s->n_ranks), (int)(i % s->n_ranks),
-                           err));
+        MQ_TRY(ops->expert(s->backend.impl, reader, slot, out, layer, (int)(i / s->n_ranks),
+                           (int)(i % s->n_ranks), err));
     }
     report(s, bytes);
     return MQ_OK;
@@ -188,7 +194,8 @@ static mq_status load_job(void *ctx, int64_t job, int worker, mq_err *err)
     } else if (job == s->n_layers) {
         st = slot_alloc(&s->slots[job], s->embedding_bytes, err);
         if (st == MQ_OK)
-            st = s->backend.ops->embedding(s->backend.impl, reader, &s->slots[job], &s->embedding, err);
+            st = s->backend.ops->embedding(s->backend.impl, reader, &s->slots[job], &s->embedding,
+                                           err);
         report(s, s->embedding_bytes);
     } else {
         st = slot_alloc(&s->slots[job], s->head_bytes, err);
@@ -258,8 +265,9 @@ static mq_status open_backend(mq_store *s, mq_err *err)
     if (s->n_ranks < 1)
         return mq_fail(err, MQ_E_ARG, "%d ranks, expected at least 1", s->n_ranks);
     s->packed = has_manifest(s->dir);
-    MQ_TRY(s->packed ? mq_backend_open_packed(&s->backend, s->dir, s->n_ranks, s->options.check, err)
-                     : mq_backend_open_checkpoint(&s->backend, s->dir, s->n_ranks, err));
+    MQ_TRY(s->packed
+               ? mq_backend_open_packed(&s->backend, s->dir, s->n_ranks, s->options.check, err)
+               : mq_backend_open_checkpoint(&s->backend, s->dir, s->n_ranks, err));
     const mq_model *m = s->backend.model;
     s->n_layers = m->n_layers;
     s->n_experts = m->n_experts;
@@ -272,10 +280,12 @@ static mq_status open_backend(mq_store *s, mq_err *err)
     MQ_TRY(s->backend.ops->reader_open(s->backend.impl, &s->reader, err));
     MQ_TRY(measure(s, err));
     MQ_TRY(slot_alloc(&s->norm_slot, s->norm_bytes, err));
-    return s->backend.ops->final_norm(s->backend.impl, s->reader, &s->norm_slot, &s->final_norm, err);
+    return s->backend.ops->final_norm(s->backend.impl, s->reader, &s->norm_slot, &s->final_norm,
+                                      err);
 }
 
-mq_status mq_store_open(mq_store **out, const char *dir, const mq_store_options *options, mq_err *err)
+mq_status mq_store_open(mq_store **out, const char *dir, const mq_store_options *options,
+                        mq_err *err)
 {
     *out = NULL;
     mq_store *s = calloc(1, sizeof *s);
@@ -323,7 +333,8 @@ void mq_store_close(mq_store *s)
     free(s);
 }
 
-mq_status mq_store_plan_bytes(int64_t *resident_bytes, int64_t *streaming_bytes, const char *dir, mq_err *err)
+mq_status mq_store_plan_bytes(int64_t *resident_bytes, int64_t *streaming_bytes, const char *dir,
+                              mq_err *err)
 {
     mq_store_options options = {.n_ranks = 1};
     mq_store *s;
@@ -373,14 +384,16 @@ mq_status mq_store_layer(mq_store *s, mq_layer_weights *out, int layer, int rank
     if (s->held_layer != layer) {
         s->held_layer = -1;
         MQ_TRY(slot_reuse(&s->layer_slot, s->max_layer_bytes, err));
-        MQ_TRY(s->backend.ops->layer(s->backend.impl, s->reader, &s->layer_slot, s->layer, layer, err));
+        MQ_TRY(s->backend.ops->layer(s->backend.impl, s->reader, &s->layer_slot, s->layer, layer,
+                                     err));
         s->held_layer = layer;
     }
     *out = s->layer[rank];
     return MQ_OK;
 }
 
-mq_status mq_store_expert(mq_store *s, mq_mlp_weights *out, int layer, int expert, int rank, mq_err *err)
+mq_status mq_store_expert(mq_store *s, mq_mlp_weights *out, int layer, int expert, int rank,
+                          mq_err *err)
 {
     assert(layer >= 0 && layer < s->n_layers && s->backend.model->is_moe[layer]);
     assert(expert >= 0 && expert < s->n_experts && rank >= 0 && rank < s->n_ranks);
@@ -391,8 +404,8 @@ mq_status mq_store_expert(mq_store *s, mq_mlp_weights *out, int layer, int exper
     if (s->held_expert_layer != layer || s->held_expert != expert || s->held_expert_rank != rank) {
         s->held_expert_layer = -1;
         MQ_TRY(slot_reuse(&s->expert_slot, s->max_expert_bytes, err));
-        MQ_TRY(s->backend.ops->expert(s->backend.impl, s->reader, &s->expert_slot, &s->expert, layer, expert, rank,
-                                      err));
+        MQ_TRY(s->backend.ops->expert(s->backend.impl, s->reader, &s->expert_slot, &s->expert,
+                                      layer, expert, rank, err));
         s->held_expert_layer = layer;
         s->held_expert = expert;
         s->held_expert_rank = rank;
@@ -409,7 +422,8 @@ static mq_status hold_vocab(mq_store *s, int what, mq_err *err)
     s->held_vocab = VOCAB_NONE;
     MQ_TRY(slot_reuse(&s->vocab_slot, most, err));
     if (what == VOCAB_EMBEDDING)
-        MQ_TRY(s->backend.ops->embedding(s->backend.impl, s->reader, &s->vocab_slot, &s->embedding, err));
+        MQ_TRY(s->backend.ops->embedding(s->backend.impl, s->reader, &s->vocab_slot, &s->embedding,
+                                         err));
     else
         MQ_TRY(s->backend.ops->head(s->backend.impl, s->reader, &s->vocab_slot, s->head, err));
     s->held_vocab = what;

@@ -1,8 +1,10 @@
-/* A model's weights as the forward pass asks for them, wherever they come from: a checkpoint in its own precision or a
- * packed model; resident (a decode engine) or streamed layer by layer and expert by expert (verification).
+/* A model's weights as the forward pass asks for them, wherever they come from: a checkpoint in its
+ * own precision or a packed model; resident (a decode engine) or streamed layer by layer and expert
+ * by expert (verification).
  *
- * Memory: a resident store loads everything at open.  A streaming store holds one layer's attention, norms, router and
- * dense MLP, and the experts asked for last; what a call lends stays valid until the next call of the same kind. */
+ * Memory: a resident store loads everything at open.  A streaming store holds one layer's
+ * attention, norms, router and dense MLP, and the experts asked for last; what a call lends stays
+ * valid until the next call of the same kind. */
 #ifndef MQ_RUNTIME_STORE_H
 #define MQ_RUNTIME_STORE_H
 
@@ -20,44 +22,51 @@ typedef struct mq_store mq_store;
 
 typedef struct mq_store_options {
     bool resident;
-    int n_ranks;      /* logical ranks R: a divisor of the packed model's N; 1 for a checkpoint or any R that mq_plan allows */
-    int n_threads;    /* for reading and checking; 0: all processors */
-    bool check;       /* packed: compare every record's digest while loading */
-    /* Called with bytes read so far and in all while a resident store loads, from any thread, one call at a time; may be
-     * NULL. */
+    int n_ranks; /* logical ranks R: a divisor of the packed model's N; 1 for a checkpoint or any R
+                    that mq_plan allows */
+    int n_threads; /* for reading and checking; 0: all processors */
+    bool check;    /* packed: compare every record's digest while loading */
+    /* Called with bytes read so far and in all while a resident store loads, from any thread, one
+     * call at a time; may be NULL. */
     void (*progress)(void *ctx, int64_t done_bytes, int64_t total_bytes);
     void *progress_ctx;
 } mq_store_options;
 
-/* Open dir: a packed model when it has a manifest.json, otherwise a checkpoint.  MQ_E_ARG: n_ranks does not fit; MQ_E_NOMEM;
- * the statuses of formats/source.h and formats/manifest.h. */
-mq_status mq_store_open(mq_store **out, const char *dir, const mq_store_options *options, mq_err *err);
+/* Open dir: a packed model when it has a manifest.json, otherwise a checkpoint.  MQ_E_ARG: n_ranks
+ * does not fit; MQ_E_NOMEM; the statuses of formats/source.h and formats/manifest.h. */
+mq_status mq_store_open(mq_store **out, const char *dir, const mq_store_options *options,
+                        mq_err *err);
 void mq_store_close(mq_store *s); /* accepts NULL */
 
-/* Make a streaming store resident (what opening with resident does); a failure leaves it streaming. */
+/* Make a streaming store resident (what opening with resident does); a failure leaves it streaming.
+ */
 mq_status mq_store_load(mq_store *s, mq_err *err);
 
 const mq_model *mq_store_model(const mq_store *s);
 bool mq_store_is_packed(const mq_store *s);
 const char *mq_store_dir(const mq_store *s);
 int mq_store_n_ranks(const mq_store *s);
-/* Bytes of weights a resident store holds, and the most a streaming one holds at a time; both known from headers alone. */
+/* Bytes of weights a resident store holds, and the most a streaming one holds at a time; both known
+ * from headers alone. */
 int64_t mq_store_resident_bytes(const mq_store *s);
 int64_t mq_store_streaming_bytes(const mq_store *s);
 /* The one of the two that applies. */
 int64_t mq_store_bytes(const mq_store *s);
 /* The same for one rank, before opening: what --dry-run and memory checks print. */
-mq_status mq_store_plan_bytes(int64_t *resident_bytes, int64_t *streaming_bytes, const char *dir, mq_err *err);
+mq_status mq_store_plan_bytes(int64_t *resident_bytes, int64_t *streaming_bytes, const char *dir,
+                              mq_err *err);
 
-/* What follows lends memory of the store.  Resident: until close, from any thread.  Streaming: reads from disk unless
- * it is what was asked for last; layers, experts, and embedding or head are the three kinds, and what a call lends ends
- * with the next call of its kind for another layer, expert or matrix (all ranks of a layer and of the head are held
- * together); one thread.  Statuses: MQ_E_IO, MQ_E_FORMAT, MQ_E_HASH, MQ_E_NOMEM, naming file and tensor. */
+/* What follows lends memory of the store.  Resident: until close, from any thread.  Streaming:
+ * reads from disk unless it is what was asked for last; layers, experts, and embedding or head are
+ * the three kinds, and what a call lends ends with the next call of its kind for another layer,
+ * expert or matrix (all ranks of a layer and of the head are held together); one thread.  Statuses:
+ * MQ_E_IO, MQ_E_FORMAT, MQ_E_HASH, MQ_E_NOMEM, naming file and tensor. */
 
 /* Layer's weights for one rank (everything but experts). */
 mq_status mq_store_layer(mq_store *s, mq_layer_weights *out, int layer, int rank, mq_err *err);
 /* One routed expert of an MoE layer, this rank's slice. */
-mq_status mq_store_expert(mq_store *s, mq_mlp_weights *out, int layer, int expert, int rank, mq_err *err);
+mq_status mq_store_expert(mq_store *s, mq_mlp_weights *out, int layer, int expert, int rank,
+                          mq_err *err);
 /* Embedding rows: mode of one matrix [vocab, hidden] (whole, whatever the ranks). */
 mq_status mq_store_embedding(mq_store *s, mq_matrix *out, mq_err *err);
 /* Head rows of a rank: [vocab / R, hidden], ids start at rank * vocab / R. */

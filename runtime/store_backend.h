@@ -1,8 +1,9 @@
-/* What a store asks of the two places weights come from; private to store.c, store_checkpoint.c and store_packed.c.
+/* What a store asks of the two places weights come from; private to store.c, store_checkpoint.c and
+ * store_packed.c.
  *
- * A backend's load functions take memory from a slot, piece by piece.  With a measuring slot they take the same
- * pieces, read nothing but headers, and leave pointers NULL: so one piece of code says how large a load is and
- * performs it. */
+ * A backend's load functions take memory from a slot, piece by piece.  With a measuring slot they
+ * take the same pieces, read nothing but headers, and leave pointers NULL: so one piece of code
+ * says how large a load is and performs it. */
 #ifndef MQ_RUNTIME_STORE_BACKEND_H
 #define MQ_RUNTIME_STORE_BACKEND_H
 
@@ -26,18 +27,21 @@ typedef struct mq_slot {
 /* The next n_bytes of the slot; *out is NULL when measuring.  MQ_E_BUG: more than was measured. */
 mq_status mq_slot_take(mq_slot *s, void **out, int64_t n_bytes, mq_err *err);
 
-/* A reader holds what a thread keeps open between loads; one thread per reader, any number of readers. */
+/* A reader holds what a thread keeps open between loads; one thread per reader, any number of
+ * readers. */
 typedef struct mq_backend_ops {
     mq_status (*reader_open)(void *impl, void **reader, mq_err *err);
     void (*reader_close)(void *impl, void *reader); /* accepts a NULL reader */
     /* out [n_ranks] */
-    mq_status (*layer)(void *impl, void *reader, mq_slot *slot, mq_layer_weights *out, int layer, mq_err *err);
-    mq_status (*expert)(void *impl, void *reader, mq_slot *slot, mq_mlp_weights *out, int layer, int expert, int rank,
-                        mq_err *err);
+    mq_status (*layer)(void *impl, void *reader, mq_slot *slot, mq_layer_weights *out, int layer,
+                       mq_err *err);
+    mq_status (*expert)(void *impl, void *reader, mq_slot *slot, mq_mlp_weights *out, int layer,
+                        int expert, int rank, mq_err *err);
     mq_status (*embedding)(void *impl, void *reader, mq_slot *slot, mq_matrix *out, mq_err *err);
     /* out [n_ranks] */
     mq_status (*head)(void *impl, void *reader, mq_slot *slot, mq_matrix *out, mq_err *err);
-    mq_status (*final_norm)(void *impl, void *reader, mq_slot *slot, const float **out, mq_err *err);
+    mq_status (*final_norm)(void *impl, void *reader, mq_slot *slot, const float **out,
+                            mq_err *err);
     void (*close)(void *impl);
 } mq_backend_ops;
 
@@ -47,9 +51,11 @@ typedef struct mq_backend {
     const mq_model *model; /* of impl */
 } mq_backend;
 
-/* Open dir as a checkpoint or a packed model, seen by n_ranks logical ranks; check: compare digests of records. */
+/* Open dir as a checkpoint or a packed model, seen by n_ranks logical ranks; check: compare digests
+ * of records. */
 mq_status mq_backend_open_checkpoint(mq_backend *out, const char *dir, int n_ranks, mq_err *err);
-mq_status mq_backend_open_packed(mq_backend *out, const char *dir, int n_ranks, bool check, mq_err *err);
+mq_status mq_backend_open_packed(mq_backend *out, const char *dir, int n_ranks, bool check,
+                                 mq_err *err);
 
 /* Check a loaded (or, with NULL pointers, measured) matrix against the shape the model gives it. */
 mq_status mq_backend_check(const mq_matrix *m, int64_t rows, int64_t cols, mq_err *err);

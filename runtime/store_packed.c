@@ -1,8 +1,8 @@
 /* Weights of a packed model: records of N file ranks, lent to R logical ranks.
  *
- * With R equal to N a record's bytes are used as they are.  With fewer, N/R slices are merged while loading
- * (merge.c); KV heads that several file ranks repeat are kept once.  What a record is called, and that its shape is the
- * plan's, formats has checked when the shard was opened. */
+ * With R equal to N a record's bytes are used as they are.  With fewer, N/R slices are merged while
+ * loading (merge.c); KV heads that several file ranks repeat are kept once.  What a record is
+ * called, and that its shape is the plan's, formats has checked when the shard was opened. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,7 +64,8 @@ static mq_status find_record(int64_t *index, const mq_shard *s, mq_key key, mq_e
 }
 
 /* Record i of s, its bytes in slot. */
-static mq_status load_record(const packed *c, mq_slot *slot, mq_matrix *out, const mq_shard *s, int64_t i, mq_err *err)
+static mq_status load_record(const packed *c, mq_slot *slot, mq_matrix *out, const mq_shard *s,
+                             int64_t i, mq_err *err)
 {
     void *plain;
     MQ_TRY(mq_slot_take(slot, &plain, (int64_t)mq_shard_entry_at(s, i)->plain_bytes, err));
@@ -75,8 +76,8 @@ static mq_status load_record(const packed *c, mq_slot *slot, mq_matrix *out, con
 }
 
 /* A record of the common file as F32, elements [first, first + n); n 0: all. */
-static mq_status load_vector(const packed *c, mq_slot *slot, const float **out, mq_key key, int64_t first, int64_t n,
-                             mq_err *err)
+static mq_status load_vector(const packed *c, mq_slot *slot, const float **out, mq_key key,
+                             int64_t first, int64_t n, mq_err *err)
 {
     int64_t i;
     void *values;
@@ -139,7 +140,8 @@ static void free_slices(slices *s)
 }
 
 /* Load the slice that shard holds and append it, unless it repeats the one before. */
-static mq_status add_slice(const packed *c, slices *s, const mq_shard *shard, mq_key key, bool measuring, mq_err *err)
+static mq_status add_slice(const packed *c, slices *s, const mq_shard *shard, mq_key key,
+                           bool measuring, mq_err *err)
 {
     int64_t i;
     MQ_TRY(find_record(&i, shard, key, err));
@@ -153,7 +155,8 @@ static mq_status add_slice(const packed *c, slices *s, const mq_shard *shard, mq
     if (!measuring) {
         plain = aligned_alloc(64, (size_t)mq_round_up((int64_t)e->plain_bytes + 1, 64));
         if (!plain)
-            return mq_fail(err, MQ_E_NOMEM, "a record of %lld bytes: out of memory", (long long)e->plain_bytes);
+            return mq_fail(err, MQ_E_NOMEM, "a record of %lld bytes: out of memory",
+                           (long long)e->plain_bytes);
         s->bytes[s->n] = plain;
     }
     part->m = mq_shard_matrix(shard, i, plain);
@@ -162,8 +165,8 @@ static mq_status add_slice(const packed *c, slices *s, const mq_shard *shard, mq
 }
 
 /* Slices of file ranks [first, first + n) merged into slot; the shards are open. */
-static mq_status load_merged(const packed *c, const reader *r, mq_slot *slot, mq_matrix *out, mq_key key, int first,
-                             int n, mq_err *err)
+static mq_status load_merged(const packed *c, const reader *r, mq_slot *slot, mq_matrix *out,
+                             mq_key key, int first, int n, mq_err *err)
 {
     slices s = {0, calloc((size_t)n, sizeof *s.parts), calloc((size_t)n, sizeof *s.bytes)};
     mq_status st = MQ_OK;
@@ -174,15 +177,16 @@ static mq_status load_merged(const packed *c, const reader *r, mq_slot *slot, mq
     if (st == MQ_OK) {
         char name[MQ_KEY_NAME];
         mq_key_name(name, sizeof name, key);
-        st = mq_wrap(err, mq_merge_parts(slot, out, s.parts, s.n, chunk_rows(c->m, key), err), "tensor '%s'", name);
+        st = mq_wrap(err, mq_merge_parts(slot, out, s.parts, s.n, chunk_rows(c->m, key), err),
+                     "tensor '%s'", name);
     }
     free_slices(&s);
     return st;
 }
 
 /* Matrix key [rows, cols] of file ranks [first, first + n). */
-static mq_status load_matrix(const packed *c, reader *r, mq_slot *slot, mq_matrix *out, mq_key key, int first, int n,
-                             int64_t rows, int64_t cols, mq_err *err)
+static mq_status load_matrix(const packed *c, reader *r, mq_slot *slot, mq_matrix *out, mq_key key,
+                             int first, int n, int64_t rows, int64_t cols, mq_err *err)
 {
     MQ_TRY(open_shards(c, r, key.layer, err));
     if (n == 1) {
@@ -198,57 +202,71 @@ static mq_status load_matrix(const packed *c, reader *r, mq_slot *slot, mq_matri
 }
 
 /* The same for a logical rank. */
-static mq_status load_rank(const packed *c, reader *r, mq_slot *slot, mq_matrix *out, mq_key key, int rank, int64_t rows,
-                           int64_t cols, mq_err *err)
+static mq_status load_rank(const packed *c, reader *r, mq_slot *slot, mq_matrix *out, mq_key key,
+                           int rank, int64_t rows, int64_t cols, mq_err *err)
 {
     int n = c->n_files / c->n_ranks;
     return load_matrix(c, r, slot, out, key, rank * n, n, rows, cols, err);
 }
 
-static mq_status load_attn(const packed *c, reader *r, mq_slot *slot, mq_attn_weights *out, int layer, int rank,
-                           mq_err *err)
+static mq_status load_attn(const packed *c, reader *r, mq_slot *slot, mq_attn_weights *out,
+                           int layer, int rank, mq_err *err)
 {
     const mq_attn_geometry *g = mq_model_attn(c->m, layer);
     mq_head_slice h = mq_slice_heads(g, c->n_ranks, rank);
     int64_t hidden = c->m->hidden, nh = h.n_heads, nkv = h.n_kv_heads;
     *out = (mq_attn_weights){.n_heads = h.n_heads, .n_kv_heads = h.n_kv_heads};
-    MQ_TRY(load_rank(c, r, slot, &out->q, key_of(layer, MQ_ROLE_Q, -1), rank, nh * g->head_dim, hidden, err));
-    MQ_TRY(load_rank(c, r, slot, &out->k, key_of(layer, MQ_ROLE_K, -1), rank, nkv * g->head_dim, hidden, err));
-    MQ_TRY(load_rank(c, r, slot, &out->v, key_of(layer, MQ_ROLE_V, -1), rank, nkv * g->v_head_dim, hidden, err));
-    MQ_TRY(load_rank(c, r, slot, &out->o, key_of(layer, MQ_ROLE_O, -1), rank, hidden, nh * g->v_head_dim, err));
+    MQ_TRY(load_rank(c, r, slot, &out->q, key_of(layer, MQ_ROLE_Q, -1), rank, nh * g->head_dim,
+                     hidden, err));
+    MQ_TRY(load_rank(c, r, slot, &out->k, key_of(layer, MQ_ROLE_K, -1), rank, nkv * g->head_dim,
+                     hidden, err));
+    MQ_TRY(load_rank(c, r, slot, &out->v, key_of(layer, MQ_ROLE_V, -1), rank, nkv * g->v_head_dim,
+                     hidden, err));
+    MQ_TRY(load_rank(c, r, slot, &out->o, key_of(layer, MQ_ROLE_O, -1), rank, hidden,
+                     nh * g->v_head_dim, err));
     if (g->has_sink)
-        MQ_TRY(load_vector(c, slot, &out->sink, key_of(layer, MQ_ROLE_SINK, -1), h.head0, h.n_heads, err));
+        MQ_TRY(load_vector(c, slot, &out->sink, key_of(layer, MQ_ROLE_SINK, -1), h.head0, h.n_heads,
+                           err));
     return MQ_OK;
 }
 
-static mq_status load_dense(const packed *c, reader *r, mq_slot *slot, mq_mlp_weights *out, int layer, int rank,
-                            mq_err *err)
+static mq_status load_dense(const packed *c, reader *r, mq_slot *slot, mq_mlp_weights *out,
+                            int layer, int rank, mq_err *err)
 {
     int64_t width = c->m->intermediate / c->n_ranks, hidden = c->m->hidden;
     *out = (mq_mlp_weights){.interleaved = false};
-    MQ_TRY(load_rank(c, r, slot, &out->gate, key_of(layer, MQ_ROLE_GATE, -1), rank, width, hidden, err));
-    MQ_TRY(load_rank(c, r, slot, &out->up, key_of(layer, MQ_ROLE_UP, -1), rank, width, hidden, err));
-    return load_rank(c, r, slot, &out->down, key_of(layer, MQ_ROLE_DOWN, -1), rank, hidden, width, err);
+    MQ_TRY(load_rank(c, r, slot, &out->gate, key_of(layer, MQ_ROLE_GATE, -1), rank, width, hidden,
+                     err));
+    MQ_TRY(
+        load_rank(c, r, slot, &out->up, key_of(layer, MQ_ROLE_UP, -1), rank, width, hidden, err));
+    return load_rank(c, r, slot, &out->down, key_of(layer, MQ_ROLE_DOWN, -1), rank, hidden, width,
+                     err);
 }
 
-static mq_status load_router(const packed *c, mq_slot *slot, mq_layer_weights *out, int layer, mq_err *err)
+static mq_status load_router(const packed *c, mq_slot *slot, mq_layer_weights *out, int layer,
+                             mq_err *err)
 {
     int64_t i;
     mq_key key = key_of(layer, MQ_ROLE_ROUTER, -1);
     MQ_TRY(find_record(&i, c->common, key, err));
     MQ_TRY(load_record(c, slot, &out->router, c->common, i, err));
-    MQ_TRY(mq_wrap(err, mq_backend_check(&out->router, c->m->n_experts, c->m->hidden, err), "layer %d: router", layer));
-    return load_vector(c, slot, &out->router_bias, key_of(layer, MQ_ROLE_ROUTER_BIAS, -1), 0, 0, err);
+    MQ_TRY(mq_wrap(err, mq_backend_check(&out->router, c->m->n_experts, c->m->hidden, err),
+                   "layer %d: router", layer));
+    return load_vector(c, slot, &out->router_bias, key_of(layer, MQ_ROLE_ROUTER_BIAS, -1), 0, 0,
+                       err);
 }
 
 /* ---- What the store asks for ---- */
 
-static mq_status load_layer(void *impl, void *rd, mq_slot *slot, mq_layer_weights *out, int layer, mq_err *err)
+static mq_status load_layer(void *impl, void *rd, mq_slot *slot, mq_layer_weights *out, int layer,
+                            mq_err *err)
 {
     const packed *c = impl;
     mq_layer_weights common = {.is_moe = c->m->is_moe[layer]};
-    MQ_TRY(load_vector(c, slot, &common.input_norm, key_of(layer, MQ_ROLE_INPUT_NORM, -1), 0, 0, err));
-    MQ_TRY(load_vector(c, slot, &common.post_norm, key_of(layer, MQ_ROLE_POST_NORM, -1), 0, 0, err));
+    MQ_TRY(
+        load_vector(c, slot, &common.input_norm, key_of(layer, MQ_ROLE_INPUT_NORM, -1), 0, 0, err));
+    MQ_TRY(
+        load_vector(c, slot, &common.post_norm, key_of(layer, MQ_ROLE_POST_NORM, -1), 0, 0, err));
     if (common.is_moe)
         MQ_TRY(load_router(c, slot, &common, layer, err));
     for (int r = 0; r < c->n_ranks; r++) {
@@ -260,12 +278,13 @@ static mq_status load_layer(void *impl, void *rd, mq_slot *slot, mq_layer_weight
     return MQ_OK;
 }
 
-static mq_status load_expert(void *impl, void *rd, mq_slot *slot, mq_mlp_weights *out, int layer, int expert, int rank,
-                             mq_err *err)
+static mq_status load_expert(void *impl, void *rd, mq_slot *slot, mq_mlp_weights *out, int layer,
+                             int expert, int rank, mq_err *err)
 {
     const packed *c = impl;
     int64_t width = c->m->moe_intermediate / c->n_ranks, hidden = c->m->hidden;
-    mq_key gate_up = key_of(layer, MQ_ROLE_EXPERT_GATE_UP, expert), down = key_of(layer, MQ_ROLE_EXPERT_DOWN, expert);
+    mq_key gate_up = key_of(layer, MQ_ROLE_EXPERT_GATE_UP, expert),
+           down = key_of(layer, MQ_ROLE_EXPERT_DOWN, expert);
     *out = (mq_mlp_weights){.interleaved = true};
     MQ_TRY(load_rank(c, rd, slot, &out->gate_up, gate_up, rank, 2 * width, hidden, err));
     return load_rank(c, rd, slot, &out->down, down, rank, hidden, width, err);
@@ -274,7 +293,8 @@ static mq_status load_expert(void *impl, void *rd, mq_slot *slot, mq_mlp_weights
 static mq_status load_embedding(void *impl, void *rd, mq_slot *slot, mq_matrix *out, mq_err *err)
 {
     const packed *c = impl;
-    return load_matrix(c, rd, slot, out, key_of(-1, MQ_ROLE_EMBED, -1), 0, c->n_files, c->m->vocab, c->m->hidden, err);
+    return load_matrix(c, rd, slot, out, key_of(-1, MQ_ROLE_EMBED, -1), 0, c->n_files, c->m->vocab,
+                       c->m->hidden, err);
 }
 
 static mq_status load_head(void *impl, void *rd, mq_slot *slot, mq_matrix *out, mq_err *err)
@@ -282,11 +302,13 @@ static mq_status load_head(void *impl, void *rd, mq_slot *slot, mq_matrix *out, 
     const packed *c = impl;
     int64_t part = c->m->vocab / c->n_ranks;
     for (int r = 0; r < c->n_ranks; r++)
-        MQ_TRY(load_rank(c, rd, slot, &out[r], key_of(-1, MQ_ROLE_HEAD, -1), r, part, c->m->hidden, err));
+        MQ_TRY(load_rank(c, rd, slot, &out[r], key_of(-1, MQ_ROLE_HEAD, -1), r, part, c->m->hidden,
+                         err));
     return MQ_OK;
 }
 
-static mq_status load_final_norm(void *impl, void *rd, mq_slot *slot, const float **out, mq_err *err)
+static mq_status load_final_norm(void *impl, void *rd, mq_slot *slot, const float **out,
+                                 mq_err *err)
 {
     (void)rd;
     return load_vector(impl, slot, out, key_of(-1, MQ_ROLE_FINAL_NORM, -1), 0, 0, err);
@@ -322,7 +344,8 @@ static void close_packed(void *impl)
     free(c);
 }
 
-mq_status mq_backend_open_packed(mq_backend *out, const char *dir, int n_ranks, bool check, mq_err *err)
+mq_status mq_backend_open_packed(mq_backend *out, const char *dir, int n_ranks, bool check,
+                                 mq_err *err)
 {
     static const mq_backend_ops ops = {open_reader,    close_reader, load_layer,      load_expert,
                                        load_embedding, load_head,    load_final_norm, close_packed};
@@ -337,8 +360,8 @@ mq_status mq_backend_open_packed(mq_backend *out, const char *dir, int n_ranks, 
         c->m = &c->p->model;
         c->n_files = c->p->plan->n_ranks;
         if (c->n_files % n_ranks != 0)
-            st = mq_fail(err, MQ_E_ARG, "%s: %d ranks, expected a divisor of the packed model's %d", dir, n_ranks,
-                         c->n_files);
+            st = mq_fail(err, MQ_E_ARG, "%s: %d ranks, expected a divisor of the packed model's %d",
+                         dir, n_ranks, c->n_files);
     }
     if (st == MQ_OK)
         st = mq_packed_shard(&c->common, c->p, 0, err);
