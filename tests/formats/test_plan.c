@@ -1,5 +1,5 @@
-/* The plan of a packed model: files, order and slices, worked by hand for the released geometries, and which numbers of
- * ranks are refused with which text. */
+/* The plan of a packed model: files, order and slices, worked by hand for the released geometries,
+ * and which numbers of ranks are refused with which text. */
 #include "formats/plan.h"
 
 #include <stdlib.h>
@@ -8,7 +8,8 @@
 #include "src/units.h"
 #include "tests/harness.h"
 
-static mq_attn_geometry attn(int n_heads, int n_kv_heads, int head_dim, int v_head_dim, bool has_sink)
+static mq_attn_geometry attn(int n_heads, int n_kv_heads, int head_dim, int v_head_dim,
+                             bool has_sink)
 {
     mq_attn_geometry a = {0};
     a.n_heads = n_heads;
@@ -20,7 +21,8 @@ static mq_attn_geometry attn(int n_heads, int n_kv_heads, int head_dim, int v_he
 }
 
 /* Layer 0 full and dense, the others sliding experts, but for the last, which is full. */
-static mq_model *make_model(int n_layers, int hidden, int n_heads, int kv_full, int kv_swa, int head_dim, int v_head_dim)
+static mq_model *make_model(int n_layers, int hidden, int n_heads, int kv_full, int kv_swa,
+                            int head_dim, int v_head_dim)
 {
     mq_model *m = calloc(1, sizeof *m);
     m->n_layers = n_layers;
@@ -70,7 +72,8 @@ static mq_model *nano(void)
 
 static mq_draft_model nano_draft(void)
 {
-    mq_draft_model d = {.n_layers = 1, .hidden = 128, .intermediate = 256, .vocab = 4096, .n_taps = 3};
+    mq_draft_model d = {
+        .n_layers = 1, .hidden = 128, .intermediate = 256, .vocab = 4096, .n_taps = 3};
     d.attn = attn(8, 2, 32, 32, true);
     return d;
 }
@@ -78,7 +81,8 @@ static mq_draft_model nano_draft(void)
 static const mq_file_spec *find_file(const mq_plan *p, const char *name)
 {
     for (int64_t i = 0; i < p->n_files; i++)
-        if (strcmp(p->files[i].name, name) == 0) return &p->files[i];
+        if (strcmp(p->files[i].name, name) == 0)
+            return &p->files[i];
     ck_abort_msg("no file %s", name);
     return NULL;
 }
@@ -88,21 +92,22 @@ static const mq_record_spec *find_record(const mq_file_spec *f, const char *name
     for (int64_t i = 0; i < f->n_records; i++) {
         char text[MQ_KEY_NAME];
         mq_key_name(text, sizeof text, f->records[i].key);
-        if (strcmp(text, name) == 0) return &f->records[i];
+        if (strcmp(text, name) == 0)
+            return &f->records[i];
     }
     ck_abort_msg("no record %s in %s", name, f->name);
     return NULL;
 }
 
-static void check_slice(const mq_file_spec *f, const char *name, int64_t rows, int64_t cols, int64_t row0, int64_t col0,
-                        int64_t seg_rows, int row_phase, int col_phase)
+static void check_slice(const mq_file_spec *f, const char *name, int64_t rows, int64_t cols,
+                        int64_t row0, int64_t col0, int64_t seg_rows, int row_phase, int col_phase)
 {
     const mq_record_spec *r = find_record(f, name);
     int64_t found[] = {r->rows, r->cols, r->row0, r->col0, r->seg_rows, r->row_phase, r->col_phase};
     int64_t expected[] = {rows, cols, row0, col0, seg_rows, row_phase, col_phase};
     for (int i = 0; i < 7; i++)
-        ck_assert_msg(found[i] == expected[i], "%s %s: number %d is %lld, expected %lld", f->name, name, i, (long long)found[i],
-                      (long long)expected[i]);
+        ck_assert_msg(found[i] == expected[i], "%s %s: number %d is %lld, expected %lld", f->name,
+                      name, i, (long long)found[i], (long long)expected[i]);
 }
 
 START_TEST(pro_on_8_ranks_gives_each_rank_one_chunk)
@@ -116,14 +121,17 @@ START_TEST(pro_on_8_ranks_gives_each_rank_one_chunk)
     ck_assert_int_eq(f->n_records, 4 + 2 * 384);
     check_slice(f, "model.layers.1.self_attn.q_proj.weight", 3072, 6144, 9216, 0, 3072, 0, 0);
     check_slice(f, "model.layers.1.self_attn.k_proj.weight", 192, 6144, 576, 0, 192, 0, 0);
-    check_slice(f, "model.layers.1.self_attn.v_proj.weight", 128, 6144, 384, 0, 128, 64, 0); /* row 3264 of the chunk */
+    check_slice(f, "model.layers.1.self_attn.v_proj.weight", 128, 6144, 384, 0, 128, 64,
+                0); /* row 3264 of the chunk */
     check_slice(f, "model.layers.1.self_attn.o_proj.weight", 6144, 2048, 0, 6144, 6144, 0, 0);
     check_slice(f, "model.layers.1.mlp.experts.5.gate_up_proj.weight", 512, 6144, 1536, 0, 0, 0, 0);
     check_slice(f, "model.layers.1.mlp.experts.5.down_proj.weight", 6144, 256, 0, 768, 0, 0, 0);
-    check_slice(find_file(p, "head-rank-07-of-08.mqs"), "lm_head.weight", 19072, 6144, 133504, 0, 19072, 0, 0);
-    check_slice(find_file(p, "mtp-002-rank-01-of-08.mqs"), "model.mtp.layers.2.eh_proj.weight", 768, 12288, 768, 0, 768, 0, 0);
-    check_slice(find_file(p, "layer-000-rank-02-of-08.mqs"), "model.layers.0.mlp.down_proj.weight", 6144, 2048, 0, 4096, 6144, 0,
-                0);
+    check_slice(find_file(p, "head-rank-07-of-08.mqs"), "lm_head.weight", 19072, 6144, 133504, 0,
+                19072, 0, 0);
+    check_slice(find_file(p, "mtp-002-rank-01-of-08.mqs"), "model.mtp.layers.2.eh_proj.weight", 768,
+                12288, 768, 0, 768, 0, 0);
+    check_slice(find_file(p, "layer-000-rank-02-of-08.mqs"), "model.layers.0.mlp.down_proj.weight",
+                6144, 2048, 0, 4096, 6144, 0, 0);
     mq_plan_free(p);
     free(m);
 }
@@ -140,7 +148,8 @@ START_TEST(pro_expert_bytes_are_the_release_s)
     for (int64_t i = 0; i < p->n_files; i++)
         for (int64_t k = 0; k < p->files[i].n_records; k++) {
             const mq_record_spec *r = &p->files[i].records[k];
-            if (!r->is_expert) continue;
+            if (!r->is_expert)
+                continue;
             mxfp4 += mq_record_plain_bytes(r, MQ_SCHEME_MXFP4, 0);
             g32 += mq_record_plain_bytes(r, MQ_SCHEME_INT4, 32);
         }
@@ -163,8 +172,8 @@ START_TEST(v25_on_8_ranks_halves_its_4_chunks)
     check_slice(f, "model.layers.0.self_attn.k_proj.weight", 192, 4096, 384, 0, 192, 0, 0);
     check_slice(f, "model.layers.0.self_attn.v_proj.weight", 128, 4096, 256, 0, 128, 64, 0);
     /* Rank 4 uses the same KV head. */
-    check_slice(find_file(p, "layer-000-rank-04-of-08.mqs"), "model.layers.0.self_attn.k_proj.weight", 192, 4096, 384, 0, 192, 0,
-                0);
+    check_slice(find_file(p, "layer-000-rank-04-of-08.mqs"),
+                "model.layers.0.self_attn.k_proj.weight", 192, 4096, 384, 0, 192, 0, 0);
     /* Sliding layer: chunk of 3072 q, 384 k, 256 v rows; rank 5 has the second of its KV heads. */
     f = find_file(p, "layer-001-rank-05-of-08.mqs");
     check_slice(f, "model.layers.1.self_attn.q_proj.weight", 1536, 4096, 7680, 0, 1536, 0, 0);
@@ -185,8 +194,8 @@ START_TEST(fewer_ranks_than_chunks_make_segments)
     check_slice(f, "model.layers.1.self_attn.q_proj.weight", 6144, 4096, 6144, 0, 3072, 0, 0);
     check_slice(f, "model.layers.1.self_attn.k_proj.weight", 768, 4096, 768, 0, 384, 0, 0);
     check_slice(f, "model.layers.1.self_attn.v_proj.weight", 512, 4096, 512, 0, 256, 0, 0);
-    check_slice(find_file(p, "layer-000-rank-01-of-02.mqs"), "model.layers.0.self_attn.v_proj.weight", 256, 4096, 256, 0, 128, 64,
-                0);
+    check_slice(find_file(p, "layer-000-rank-01-of-02.mqs"),
+                "model.layers.0.self_attn.v_proj.weight", 256, 4096, 256, 0, 128, 64, 0);
     mq_plan_free(p);
     free(m);
 }
@@ -214,14 +223,21 @@ END_TEST
 
 START_TEST(files_and_records_stand_in_canonical_order)
 {
-    static const char *const files[] = {"common.mqs", "layer-000-rank-00-of-01.mqs", "layer-001-rank-00-of-01.mqs",
-                                        "layer-002-rank-00-of-01.mqs", "head-rank-00-of-01.mqs", "mtp-000-rank-00-of-01.mqs",
+    static const char *const files[] = {"common.mqs",
+                                        "layer-000-rank-00-of-01.mqs",
+                                        "layer-001-rank-00-of-01.mqs",
+                                        "layer-002-rank-00-of-01.mqs",
+                                        "head-rank-00-of-01.mqs",
+                                        "mtp-000-rank-00-of-01.mqs",
                                         "draft-rank-00-of-01.mqs"};
-    static const char *const layer1[] = {
-        "model.layers.1.self_attn.q_proj.weight",           "model.layers.1.self_attn.k_proj.weight",
-        "model.layers.1.self_attn.v_proj.weight",           "model.layers.1.self_attn.o_proj.weight",
-        "model.layers.1.mlp.experts.0.gate_up_proj.weight", "model.layers.1.mlp.experts.1.gate_up_proj.weight",
-        "model.layers.1.mlp.experts.0.down_proj.weight",    "model.layers.1.mlp.experts.1.down_proj.weight"};
+    static const char *const layer1[] = {"model.layers.1.self_attn.q_proj.weight",
+                                         "model.layers.1.self_attn.k_proj.weight",
+                                         "model.layers.1.self_attn.v_proj.weight",
+                                         "model.layers.1.self_attn.o_proj.weight",
+                                         "model.layers.1.mlp.experts.0.gate_up_proj.weight",
+                                         "model.layers.1.mlp.experts.1.gate_up_proj.weight",
+                                         "model.layers.1.mlp.experts.0.down_proj.weight",
+                                         "model.layers.1.mlp.experts.1.down_proj.weight"};
     static const char *const common[] = {"model.norm.weight",
                                          "model.layers.0.input_layernorm.weight",
                                          "model.layers.0.post_attention_layernorm.weight",
@@ -294,7 +310,8 @@ START_TEST(slices_of_all_ranks_cover_each_tensor)
                     ck_assert_int_le(r->col0 + r->cols, r->full_cols);
                 }
                 if (r0->key.role == MQ_ROLE_K || r0->key.role == MQ_ROLE_V) {
-                    int kv = models[k]->is_swa[l] ? models[k]->swa.n_kv_heads : models[k]->full.n_kv_heads;
+                    int kv = models[k]->is_swa[l] ? models[k]->swa.n_kv_heads
+                                                  : models[k]->full.n_kv_heads;
                     copies = ranks[k] > kv ? ranks[k] / kv : 1;
                 }
                 ck_assert_int_eq(sum, copies * r0->full_rows * r0->full_cols);
@@ -313,28 +330,39 @@ START_TEST(refused_ranks_name_the_largest_that_works)
     mq_plan *p;
     mq_assert_ok(mq_plan_check_ranks(m, &d, 2, 64, &err), &err);
     mq_assert_fails(mq_plan_create(&p, m, &d, 4, 64, &err), MQ_E_ARG, &err,
-                    "4 ranks: an expert slice is 32 columns wide (moe_intermediate_size 128), not a multiple of 64; "
+                    "4 ranks: an expert slice is 32 columns wide (moe_intermediate_size 128), not "
+                    "a multiple of 64; "
                     "the largest that works is 2");
     ck_assert_ptr_null(p);
-    mq_assert_fails(mq_plan_check_ranks(m, &d, 2, 128, &err), MQ_E_ARG, &err, "not a multiple of 128; the largest that works is 1");
-    mq_assert_fails(mq_plan_check_ranks(m, &d, 3, 64, &err), MQ_E_ARG, &err, "3 ranks: full attention has 8 heads");
-    mq_assert_fails(mq_plan_check_ranks(m, &d, 0, 64, &err), MQ_E_ARG, &err, "0 ranks: expected 1 to 8");
-    mq_assert_fails(mq_plan_check_ranks(m, &d, 16, 64, &err), MQ_E_ARG, &err, "16 ranks: expected 1 to 8");
-    mq_assert_fails(mq_plan_check_ranks(m, &d, 2, 48, &err), MQ_E_ARG, &err, "group 48: expected 32, 64 or 128");
+    mq_assert_fails(mq_plan_check_ranks(m, &d, 2, 128, &err), MQ_E_ARG, &err,
+                    "not a multiple of 128; the largest that works is 1");
+    mq_assert_fails(mq_plan_check_ranks(m, &d, 3, 64, &err), MQ_E_ARG, &err,
+                    "3 ranks: full attention has 8 heads");
+    mq_assert_fails(mq_plan_check_ranks(m, &d, 0, 64, &err), MQ_E_ARG, &err,
+                    "0 ranks: expected 1 to 8");
+    mq_assert_fails(mq_plan_check_ranks(m, &d, 16, 64, &err), MQ_E_ARG, &err,
+                    "16 ranks: expected 1 to 8");
+    mq_assert_fails(mq_plan_check_ranks(m, &d, 2, 48, &err), MQ_E_ARG, &err,
+                    "group 48: expected 32, 64 or 128");
     m->vocab = 4095;
-    mq_assert_fails(mq_plan_check_ranks(m, &d, 2, 64, &err), MQ_E_ARG, &err, "vocab_size 4095 does not divide by 2");
+    mq_assert_fails(mq_plan_check_ranks(m, &d, 2, 64, &err), MQ_E_ARG, &err,
+                    "vocab_size 4095 does not divide by 2");
     m->vocab = 4096;
     d.intermediate = 255;
-    mq_assert_fails(mq_plan_check_ranks(m, &d, 2, 64, &err), MQ_E_ARG, &err, "the drafter's intermediate_size 255");
+    mq_assert_fails(mq_plan_check_ranks(m, &d, 2, 64, &err), MQ_E_ARG, &err,
+                    "the drafter's intermediate_size 255");
     d.intermediate = 256;
     d.attn.n_kv_heads = 3;
     d.attn.n_heads = 12;
-    mq_assert_fails(mq_plan_check_ranks(m, &d, 2, 64, &err), MQ_E_ARG, &err, "3 KV heads, neither a multiple nor a divisor of 2");
+    mq_assert_fails(mq_plan_check_ranks(m, &d, 2, 64, &err), MQ_E_ARG, &err,
+                    "3 KV heads, neither a multiple nor a divisor of 2");
     m->intermediate = 255;
-    mq_assert_fails(mq_plan_check_ranks(m, NULL, 2, 64, &err), MQ_E_ARG, &err, "intermediate_size 255 does not divide by 2");
+    mq_assert_fails(mq_plan_check_ranks(m, NULL, 2, 64, &err), MQ_E_ARG, &err,
+                    "intermediate_size 255 does not divide by 2");
     m->intermediate = 256;
     m->moe_intermediate = 96;
-    mq_assert_fails(mq_plan_check_ranks(m, NULL, 1, 64, &err), MQ_E_ARG, &err, "no number of ranks works");
+    mq_assert_fails(mq_plan_check_ranks(m, NULL, 1, 64, &err), MQ_E_ARG, &err,
+                    "no number of ranks works");
     ck_assert_int_eq(mq_plan_default_ranks(m, NULL, 64, &err), 0);
     ck_assert_ptr_nonnull(strstr(err.text, "96"));
     free(m);
@@ -363,7 +391,8 @@ START_TEST(hostile_config_is_bounded)
     m->n_layers = MQ_MAX_LAYERS;
     for (int l = 1; l < m->n_layers; l++)
         m->is_moe[l] = true;
-    mq_assert_fails(mq_plan_create(&p, m, NULL, 8, 64, &err), MQ_E_UNSUPPORTED, &err, "more than 4194304 records");
+    mq_assert_fails(mq_plan_create(&p, m, NULL, 8, 64, &err), MQ_E_UNSUPPORTED, &err,
+                    "more than 4194304 records");
     ck_assert_ptr_null(p);
     free(m);
 }
