@@ -1,0 +1,85 @@
+/* The CPU device and the operations of its table; private to kernels/cpu.  kernels/kernels.h documents each operation. */
+#ifndef MQ_KERNELS_CPU_CPU_H
+#define MQ_KERNELS_CPU_CPU_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "kernels/cpu/vector.h"
+#include "kernels/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Buffers that grow on demand and are kept until the device closes, so that steady state never allocates. */
+enum { MQ_WS_X, MQ_WS_WEIGHTS, MQ_WS_ATTENTION, MQ_WS_SAMPLE, MQ_WS_ROUTE, MQ_WS_COUNT };
+
+/* Cosines and sines of consecutive positions, kept because every layer of a kind asks for the same. */
+typedef struct mq_rope_table {
+    float *cos_sin; /* [n, rotary_dims]: the cosines of a row's pairs, then the sines */
+    int64_t n, room_bytes, pos0;
+    int rotary_dims;
+    double theta;
+} mq_rope_table;
+enum { MQ_ROPE_TABLES = 4 };
+
+struct mq_dev {
+    int n_threads;
+    const mq_vector_ops *v;
+    char name[64];
+    void *ws[MQ_WS_COUNT];
+    int64_t ws_bytes[MQ_WS_COUNT];
+    mq_rope_table rope[MQ_ROPE_TABLES];
+    int rope_next; /* the table to overwrite next */
+};
+
+/* At least n_bytes, 64-byte aligned, contents undefined; dev's until the next call for this slot. */
+mq_status mq_cpu_workspace(mq_dev *dev, int slot, int64_t n_bytes, void **out, mq_err *err);
+
+/* Threads for a loop of so many scalar operations: 1 where starting them costs more than it saves.  Never changes a result. */
+int mq_cpu_threads(const mq_dev *dev, double n_ops);
+
+/* c [m, n] = a [m, k] * b [n, k]^T, leading dimensions in floats; single-threaded, also outside parallel regions. */
+void mq_blas_gemm_nt(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t ldb, int64_t m,
+                     int64_t n, int64_t k);
+
+mq_status mq_cpu_dev_open(mq_dev **out, int ordinal, int n_threads, const char *isa, mq_err *err);
+void mq_cpu_dev_close(mq_dev *dev);
+const char *mq_cpu_dev_name(const mq_dev *dev);
+mq_status mq_cpu_alloc(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err);
+void mq_cpu_release(mq_dev *dev, void *p);
+mq_status mq_cpu_copy(mq_dev *dev, void *dst, const void *src, int64_t n_bytes, mq_err *err);
+mq_status mq_cpu_dev_sync(mq_dev *dev, mq_err *err);
+
+mq_status mq_cpu_linear(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err);
+mq_status mq_cpu_linear_fixed(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err);
+mq_status mq_cpu_embed(mq_dev *dev, float *out, const mq_matrix *m, const int32_t *ids, int64_t n, mq_err *err);
+mq_status mq_cpu_rmsnorm(mq_dev *dev, float *y, const float *x, const float *weight, double eps, int64_t n, int64_t cols,
+                         mq_err *err);
+mq_status mq_cpu_rope(mq_dev *dev, float *x, int64_t n, int n_heads, int head_dim, int rotary_dims, double theta,
+                      int64_t pos0, mq_err *err);
+mq_status mq_cpu_kv_store(mq_dev *dev, const mq_kv *kv, const float *k, const float *v, float v_scale, int64_t n,
+                          int64_t pos0, mq_err *err);
+mq_status mq_cpu_attention(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads, const float *sink,
+                           int window, int64_t n, int64_t pos0, mq_err *err);
+mq_status mq_cpu_swiglu(mq_dev *dev, float *h, const float *gate, const float *up, bool interleaved, int64_t n,
+                        int64_t width, mq_err *err);
+mq_status mq_cpu_route(mq_dev *dev, int32_t *ids, float *coef, float *margin, const float *logits, const float *bias,
+                       int64_t n, int n_experts, int topk, bool norm, float scaling, mq_err *err);
+mq_status mq_cpu_gather(mq_dev *dev, float *out, const float *src, const int32_t *index, int64_t n, int64_t cols,
+                        mq_err *err);
+mq_status mq_cpu_scatter_add(mq_dev *dev, float *y, const float *x, const int32_t *index, const float *coef, int64_t n,
+                             int64_t cols, mq_err *err);
+mq_status mq_cpu_add(mq_dev *dev, float *y, const float *x, int64_t count, mq_err *err);
+mq_status mq_cpu_sample(mq_dev *dev, int32_t *tokens, const float *logits, const mq_sampling *s, int64_t n,
+                        int64_t vocab, int64_t pos0, mq_err *err);
+mq_status mq_cpu_logit_stats(mq_dev *dev, mq_logit_stats *stats, const float *a, const float *b, const int32_t *targets,
+                             int64_t n, int64_t vocab, mq_err *err);
+
+extern const mq_kernels mq_cpu_kernels;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

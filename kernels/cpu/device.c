@@ -1,0 +1,168 @@
+/* The CPU device: threads, instruction set, memory and workspaces, and the table that lists the operations.
+ *
+ * The instruction set is chosen here, once; nothing below asks the processor again.  Memory is the host's, so copies
+ * are memcpy and dev_sync has nothing to wait for. */
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cpu/cpu.h"
+
+enum { ALIGN = 64 };
+
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+static mq_status choose_isa(const mq_vector_ops **out, const char *isa, mq_err *err)
+{
+    __builtin_cpu_init();
+    if (!isa)
+        *out = has_avx512() ? &mq_vector_avx512 : has_avx2() ? &mq_vector_avx2 : &mq_vector_scalar;
+    else if (!strcmp(isa, "scalar"))
+        *out = &mq_vector_scalar;
+    else if (!strcmp(isa, "avx2") && has_avx2())
+        *out = &mq_vector_avx2;
+    else if (!strcmp(isa, "avx512") && has_avx512())
+        *out = &mq_vector_avx512;
+    else
+        return mq_fail(err, MQ_E_DEVICE, "instruction set '%s': this processor does not have it", isa);
+    return MQ_OK;
+}
+
+static int processors(void)
+{
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set))
+        return 1;
+    int n = CPU_COUNT(&set);
+    return n > 0 ? n : 1;
+}
+
+mq_status mq_cpu_dev_open(mq_dev **out, int ordinal, int n_threads, const char *isa, mq_err *err)
+{
+    *out = NULL;
+    const mq_vector_ops *v;
+    if (ordinal != 0)
+        return mq_fail(err, MQ_E_DEVICE, "cpu %d: only cpu 0 exists", ordinal);
+    MQ_TRY(choose_isa(&v, isa, err));
+    mq_dev *dev = calloc(1, sizeof *dev);
+    if (!dev)
+        return mq_fail(err, MQ_E_NOMEM, "cpu device: out of memory");
+    dev->n_threads = n_threads > 0 ? n_threads : processors();
+    dev->v = v;
+    snprintf(dev->name, sizeof dev->name, "cpu, %d thread%s, %s", dev->n_threads, dev->n_threads == 1 ? "" : "s", v->isa);
+    *out = dev;
+    return MQ_OK;
+}
+
+void mq_cpu_dev_close(mq_dev *dev)
+{
+    if (!dev)
+        return;
+    for (int i = 0; i < MQ_WS_COUNT; i++)
+        free(dev->ws[i]);
+    for (int i = 0; i < MQ_ROPE_TABLES; i++)
+        free(dev->rope[i].cos_sin);
+    free(dev);
+}
+
+const char *mq_cpu_dev_name(const mq_dev *dev)
+{
+    return dev->name;
+}
+
+static void *aligned_room(int64_t n_bytes)
+{
+    if (n_bytes < 0 || n_bytes > INT64_MAX / 2)
+        return NULL;
+    return aligned_alloc(ALIGN, ((size_t)n_bytes + 2 * ALIGN - 1) / ALIGN * ALIGN);
+}
+
+mq_status mq_cpu_alloc(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err)
+{
+    (void)dev;
+    *out = aligned_room(n_bytes);
+    if (!*out)
+        return mq_fail(err, MQ_E_NOMEM, "cpu: out of memory (%lld bytes)", (long long)n_bytes);
+    memset(*out, 0, (size_t)n_bytes);
+    return MQ_OK;
+}
+
+void mq_cpu_release(mq_dev *dev, void *p)
+{
+    (void)dev;
+    free(p);
+}
+
+mq_status mq_cpu_copy(mq_dev *dev, void *dst, const void *src, int64_t n_bytes, mq_err *err)
+{
+    (void)dev;
+    (void)err;
+    if (n_bytes > 0)
+        memcpy(dst, src, (size_t)n_bytes);
+    return MQ_OK;
+}
+
+mq_status mq_cpu_dev_sync(mq_dev *dev, mq_err *err)
+{
+    (void)dev;
+    (void)err;
+    return MQ_OK;
+}
+
+mq_status mq_cpu_workspace(mq_dev *dev, int slot, int64_t n_bytes, void **out, mq_err *err)
+{
+    if (n_bytes > dev->ws_bytes[slot] || !dev->ws[slot]) {
+        int64_t room = n_bytes + n_bytes / 4;
+        free(dev->ws[slot]);
+        dev->ws_bytes[slot] = 0;
+        dev->ws[slot] = aligned_room(room);
+        if (!dev->ws[slot])
+            return mq_fail(err, MQ_E_NOMEM, "cpu workspace: out of memory (%lld bytes)", (long long)room);
+        dev->ws_bytes[slot] = room;
+    }
+    *out = dev->ws[slot];
+    return MQ_OK;
+}
+
+int mq_cpu_threads(const mq_dev *dev, double n_ops)
+{
+    /* About 3 us of work; waking a team costs 1 to 2. */
+    return n_ops < 1e5 ? 1 : dev->n_threads;
+}
+
+const mq_kernels mq_cpu_kernels = {
+    .name = "cpu",
+    .dev_open = mq_cpu_dev_open,
+    .dev_close = mq_cpu_dev_close,
+    .dev_name = mq_cpu_dev_name,
+    .alloc = mq_cpu_alloc,
+    .release = mq_cpu_release,
+    .upload = mq_cpu_copy,
+    .download = mq_cpu_copy,
+    .dev_sync = mq_cpu_dev_sync,
+    .linear = mq_cpu_linear,
+    .linear_fixed = mq_cpu_linear_fixed,
+    .embed = mq_cpu_embed,
+    .rmsnorm = mq_cpu_rmsnorm,
+    .rope = mq_cpu_rope,
+    .kv_store = mq_cpu_kv_store,
+    .attention = mq_cpu_attention,
+    .swiglu = mq_cpu_swiglu,
+    .route = mq_cpu_route,
+    .gather = mq_cpu_gather,
+    .scatter_add = mq_cpu_scatter_add,
+    .add = mq_cpu_add,
+    .sample = mq_cpu_sample,
+    .logit_stats = mq_cpu_logit_stats,
+};

@@ -1,0 +1,81 @@
+/* The inner loops that exist once per instruction set, and the device that chose one of them.  Private to
+ * kernels/cpu.  Loops here are serial: the operations around them split the work over threads. */
+#ifndef MQ_KERNELS_CPU_VECTOR_H
+#define MQ_KERNELS_CPU_VECTOR_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "src/matrix.h"
+#include "src/weights.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One linear_fixed call.  x is prepared (linear_fixed.c): n_pad rows in the order the scheme's kernel reads. */
+typedef struct mq_fixed_job {
+    const mq_matrix *w;
+    const float *x;   /* [n_pad, x_stride] */
+    int64_t x_stride; /* floats */
+    int64_t n;        /* rows wanted */
+    int64_t n_pad;    /* rows there: whole eights, then 0, 1, 2, 4 or 8 for the rest; extra rows are zero */
+    float *y;         /* [n, w->rows] */
+} mq_fixed_job;
+
+/* Rows of x taken together through one decoding of the weights. */
+enum { MQ_FIXED_ROWS = 8 };
+
+/* One attention call; mq_kernels.attention documents the fields. */
+typedef struct mq_attention_job {
+    float *out;
+    const float *q;
+    const mq_kv *kv;
+    const float *sink;
+    int n_heads, window;
+    int64_t n, pos0;
+    float scale; /* 1 / sqrt(head_dim) */
+} mq_attention_job;
+
+/* Rows of q in one piece of attention work, and keys in one block. */
+enum { MQ_ATTENTION_ROWS = 16, MQ_ATTENTION_KEYS = 64 };
+
+typedef struct mq_softmax_sums {
+    double sum;   /* sum exp((a - max a) * scale) */
+    double cross; /* sum of the same times (a - b) */
+} mq_softmax_sums;
+
+typedef struct mq_vector_ops {
+    const char *isa; /* "scalar", "avx2", "avx512" */
+
+    /* Rows row0 .. row1 - 1 of y; for packed schemes both are multiples of 16. */
+    void (*fixed)(const mq_fixed_job *job, int64_t row0, int64_t row1);
+
+    /* mq_matrix_widen, bit for bit; for packed schemes row0 and n_rows are multiples of 16. */
+    void (*widen)(const mq_matrix *w, int64_t row0, int64_t n_rows, float *out);
+
+    /* Rows row0 .. row1 - 1 (at most MQ_ATTENTION_ROWS) of all query heads of one KV head.  scratch holds
+     * mq_attention_scratch_floats. */
+    void (*attention)(const mq_attention_job *job, int kv_head, int64_t row0, int64_t row1, float *scratch);
+
+    /* h [count] = silu(gate) * up. */
+    void (*swiglu)(float *h, const float *gate, const float *up, int64_t count);
+
+    /* Sum of squares in double. */
+    double (*square_sum)(const float *x, int64_t count);
+
+    /* Largest element, NaN passed over. */
+    float (*max)(const float *x, int64_t count);
+
+    /* b may be NULL: cross is then 0. */
+    mq_softmax_sums (*softmax_sums)(const float *a, const float *b, float max_a, float scale, int64_t count);
+} mq_vector_ops;
+
+int64_t mq_attention_scratch_floats(const mq_attention_job *job);
+
+extern const mq_vector_ops mq_vector_scalar, mq_vector_avx2, mq_vector_avx512;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
