@@ -238,9 +238,26 @@ mq_status mq_round_tiles(mq_rounder *r, mq_round_method method, const float *con
 
 /* ---- stored matrices ---- */
 
+static bool is_row_scheme(mq_scheme s)
+{
+    return s == MQ_SCHEME_BF16 || s == MQ_SCHEME_F16 || s == MQ_SCHEME_F32 || s == MQ_SCHEME_FP8_BLOCK ||
+           s == MQ_SCHEME_MXFP4_ROWS;
+}
+
+static mq_status check_source(const mq_matrix *m, mq_err *err)
+{
+    if (!is_row_scheme(m->scheme))
+        return mq_fail(err, MQ_E_UNSUPPORTED, "rounding from %s, expected bf16, f16, f32, fp8_block or mxfp4_rows",
+                       mq_scheme_name(m->scheme));
+    return mq_matrix_check(m, err);
+}
+
 static mq_status check_window(const mq_round_window *win, mq_err *err)
 {
     const mq_matrix *a = win->a, *b = win->b;
+    MQ_TRY(check_source(a, err));
+    if (b)
+        MQ_TRY(check_source(b, err));
     if (b && (a->rows != b->rows || a->cols != b->cols))
         return mq_fail(err, MQ_E_SHAPE, "gate [%lld, %lld] and up [%lld, %lld], expected the same shape",
                        (long long)a->rows, (long long)a->cols, (long long)b->rows, (long long)b->cols);
@@ -278,8 +295,8 @@ static mq_status refuse(const mq_round_window *win, const mq_round_chunk *c, int
 mq_status mq_round_matrix(mq_rounder *r, mq_round_method method, const mq_round_window *win, int group, uint8_t *units,
                           mq_round_stats stats[2], mq_err *err)
 {
-    int64_t n_packed = win->b ? 2 * win->n_rows : win->n_rows, end = win->col0 + win->n_cols;
     MQ_TRY(check_window(win, err));
+    int64_t n_packed = win->b ? 2 * win->n_rows : win->n_rows, end = win->col0 + win->n_cols;
     MQ_TRY(check_units(n_packed, win->n_cols, group, err));
     memset(stats, 0, 2 * sizeof *stats);
     for (int64_t packed = 0; packed < n_packed; packed += MQ_UNIT_ROWS) {
@@ -304,6 +321,10 @@ mq_status mq_round_matrix(mq_rounder *r, mq_round_method method, const mq_round_
 
 void mq_round_widen(mq_rounder *r, const mq_matrix *m, int64_t row0, int64_t n_rows, float *out)
 {
+    if (!is_row_scheme(m->scheme)) {
+        mq_matrix_widen(m, row0, n_rows, out);
+        return;
+    }
     for (int64_t i = 0; i < n_rows; i++)
         r->ops->widen(m, row0 + i, 0, m->cols, out + i * m->cols);
 }

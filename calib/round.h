@@ -67,14 +67,15 @@ mq_status mq_round_tiles(mq_rounder *r, mq_round_method method, const float *con
 /* A window of stored matrices: packed row i is row row0 + i of a when b is NULL; otherwise a is gate and b is up, and row
  * row0 + i of each goes to packed row mq_gate_up_row(i, is_up).  Columns col0 .. col0 + n_cols - 1. */
 typedef struct mq_round_window {
-    const mq_matrix *a, *b; /* BF16, F16, F32, FP8_BLOCK or MXFP4_ROWS (col0 a multiple of 32), checked; the same shape */
+    const mq_matrix *a, *b; /* BF16, F16, F32, FP8_BLOCK or MXFP4_ROWS (col0 a multiple of 32); the same shape */
     int64_t row0, n_rows;   /* rows of each matrix; a multiple of 16, or of 8 with b */
     int64_t col0, n_cols;
 } mq_round_window;
 
 /* The same as widening the window and mq_round_tiles (split when b is there), but widened 16 rows x 512 columns at a time into the
  * rounder's own workspace, so F32 weights never leave the first-level cache: the fast way in.
- * MQ_E_SHAPE: as mq_round_tiles, or the window leaves its matrices.  MQ_E_NUMERIC: row and column of the matrix named. */
+ * MQ_E_SHAPE: as mq_round_tiles and mq_matrix_check, or the window leaves its matrices.  MQ_E_UNSUPPORTED: another scheme.
+ * MQ_E_NUMERIC: a weight is not finite (row and column of the matrix named). */
 mq_status mq_round_matrix(mq_rounder *r, mq_round_method method, const mq_round_window *win, int group, uint8_t *units,
                           mq_round_stats stats[2], mq_err *err);
 
@@ -83,7 +84,7 @@ mq_status mq_round_matrix(mq_rounder *r, mq_round_method method, const mq_round_
 void mq_mxfp4_tiles(const uint8_t *const *rows_q, const uint8_t *const *rows_s, int64_t rows, int64_t cols,
                     uint8_t *units);
 
-/* Widen stored rows to F32 fast (the bits of mq_matrix_widen), for BF16, F16, F32, FP8_BLOCK and MXFP4_ROWS. */
+/* Widen stored rows to F32 fast (the bits of mq_matrix_widen); units of INT4 and MXFP4 are widened by it. */
 void mq_round_widen(mq_rounder *r, const mq_matrix *m, int64_t row0, int64_t n_rows, float *out);
 
 #ifdef __cplusplus

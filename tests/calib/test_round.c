@@ -330,6 +330,10 @@ START_TEST(matrix_windows_equal_widened_tiles)
     one.row0 = 0, one.n_rows = 8;
     mq_assert_fails(mq_round_matrix(r, MQ_ROUND_RTN, &one, 64, got, t, &err), MQ_E_SHAPE, &err,
                     "8 packed rows, expected a multiple of 16");
+    mq_matrix packed = {.scheme = MQ_SCHEME_INT4, .rows = 16, .cols = 64, .data = want, .group = 64};
+    mq_round_window units = {&packed, NULL, 0, 16, 0, 64};
+    mq_assert_fails(mq_round_matrix(r, MQ_ROUND_RTN, &units, 64, got, t, &err), MQ_E_UNSUPPORTED, &err,
+                    "rounding from int4");
     b.cols = 640;
     mq_assert_fails(mq_round_matrix(r, MQ_ROUND_RTN, &win, 64, got, t, &err), MQ_E_SHAPE, &err,
                     "expected the same shape");
