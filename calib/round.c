@@ -1,8 +1,10 @@
-/* The public face of rounding: choice of the instruction set, checks, and the walk over tiles and chunks of columns.
+/* The public face of rounding: choice of the instruction set, checks, and the walk over tiles and
+ * chunks of columns.
  *
- * What a group's scale and codes are is said in round.h and computed in round_scalar.c and its fast twins; this file cuts
- * the work into 16 rows x 512 columns so that weights stay in the first-level cache between the passes (largest magnitude,
- * scales, codes), and adds the error sums in one fixed order. */
+ * What a group's scale and codes are is said in round.h and computed in round_scalar.c and its fast
+ * twins; this file cuts the work into 16 rows x 512 columns so that weights stay in the first-level
+ * cache between the passes (largest magnitude, scales, codes), and adds the error sums in one fixed
+ * order. */
 #include "calib/round.h"
 
 #include <assert.h>
@@ -13,24 +15,26 @@
 
 #include "calib/round_ops.h"
 
-/* Row stride of the widened tile: 64 bytes more than a chunk, so that 16 rows do not share cache sets. */
+/* Row stride of the widened tile: 64 bytes more than a chunk, so that 16 rows do not share cache
+ * sets. */
 enum { TILE_STRIDE = MQ_ROUND_CHUNK + 16 };
 
 struct mq_rounder {
     _Alignas(64) float tile[MQ_UNIT_ROWS][TILE_STRIDE];
     _Alignas(64) float work[128 * MQ_UNIT_ROWS];
-    uint32_t max[MQ_ROUND_GROUPS][MQ_UNIT_ROWS];
+    _Alignas(64) uint32_t max[MQ_ROUND_GROUPS][MQ_UNIT_ROWS];
     mq_round_scales scales;
     mq_round_lanes lanes[MQ_UNIT_ROWS];
     const mq_round_ops *ops;
 };
 
-/* F16C by hand: older compilers do not know its name.  The system's support of the registers comes with AVX2. */
+/* F16C by hand: older compilers do not know its name.  The system's support of the registers comes
+ * with AVX2. */
 static bool has_avx2(void)
 {
     unsigned a, b, c, d;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
-           (c & bit_F16C);
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 
 static bool has_avx512(void)
@@ -99,17 +103,19 @@ static mq_status check_group(const float *w, const float *omega, int g, mq_err *
         return mq_fail(err, MQ_E_SHAPE, "group %d, expected 32, 64 or 128", g);
     for (int i = 0; i < g; i++) {
         if (!isfinite(w[i]))
-            return mq_fail(err, MQ_E_NUMERIC, "weight %d of the group is %g, expected a finite number", i,
+            return mq_fail(err, MQ_E_NUMERIC,
+                           "weight %d of the group is %g, expected a finite number", i,
                            (double)w[i]);
         if (omega && !(omega[i] >= 0.0f && isfinite(omega[i])))
-            return mq_fail(err, MQ_E_NUMERIC, "omega %d of the group is %g, expected finite and not negative", i,
+            return mq_fail(err, MQ_E_NUMERIC,
+                           "omega %d of the group is %g, expected finite and not negative", i,
                            (double)omega[i]);
     }
     return MQ_OK;
 }
 
-mq_status mq_round_group(mq_rounder *r, mq_round_method method, const float *w, const float *omega, int g,
-                         uint8_t *codes, uint16_t *scale, mq_err *err)
+mq_status mq_round_group(mq_rounder *r, mq_round_method method, const float *w, const float *omega,
+                         int g, uint8_t *codes, uint16_t *scale, mq_err *err)
 {
     (void)r;
     MQ_TRY(check_group(w, omega, g, err));
@@ -139,22 +145,27 @@ static mq_status check_units(int64_t rows, int64_t cols, int group, mq_err *err)
     if (!is_group(group))
         return mq_fail(err, MQ_E_SHAPE, "group %d, expected 32, 64 or 128", group);
     if (rows < 0 || rows % MQ_UNIT_ROWS)
-        return mq_fail(err, MQ_E_SHAPE, "%lld packed rows, expected a multiple of 16", (long long)rows);
+        return mq_fail(err, MQ_E_SHAPE, "%lld packed rows, expected a multiple of 16",
+                       (long long)rows);
     if (cols < 0 || cols % mq_block_cols(group))
-        return mq_fail(err, MQ_E_SHAPE, "%lld columns, expected a multiple of %d at group %d", (long long)cols,
-                       mq_block_cols(group), group);
+        return mq_fail(err, MQ_E_SHAPE, "%lld columns, expected a multiple of %d at group %d",
+                       (long long)cols, mq_block_cols(group), group);
     return MQ_OK;
 }
 
+/* Scales are exact in BF16, so their upper halves are the stored bits; rows g and g + 8 stand side
+ * by side. */
 static void store_scales(const mq_round_chunk *c, const mq_round_scales *scales)
 {
-    int block_cols = mq_block_cols(c->group), code_bytes = block_cols / MQ_UNIT_COLS * MQ_UNIT_CODE_BYTES;
+    int block_cols = mq_block_cols(c->group),
+        code_bytes = block_cols / MQ_UNIT_COLS * MQ_UNIT_CODE_BYTES;
     for (int k = 0; k < c->n_cols / c->group; k++) {
         int col = k * c->group;
         uint8_t *to = c->blocks + col / block_cols * mq_block_bytes(c->group) + code_bytes;
-        for (int r = 0; r < MQ_UNIT_ROWS; r++) {
-            uint16_t bits = mq_f32_to_bf16(scales->s[k][r]);
-            memcpy(to + 2 * mq_unit_scale_index(r, col % block_cols, c->group), &bits, sizeof bits);
+        for (int g = 0; g < MQ_UNIT_ROWS / 2; g++) {
+            uint32_t low = mq_f32_bits(scales->s[k][g]), high = mq_f32_bits(scales->s[k][g + 8]);
+            uint32_t pair = low >> 16 | (high & 0xffff0000u);
+            memcpy(to + 2 * mq_unit_scale_index(g, col % block_cols, c->group), &pair, sizeof pair);
         }
     }
 }
@@ -176,8 +187,7 @@ static bool round_chunk(mq_rounder *r, mq_round_method method, const mq_round_ch
         if (is_search)
             r->ops->search(c, k, r->max[k], &r->scales, r->work);
         else
-            for (int i = 0; i < MQ_UNIT_ROWS; i++)
-                r->scales.s[k][i] = mq_round_rtn_scale(r->max[k][i]);
+            r->ops->rtn(r->max[k], r->scales.s[k]);
     }
     store_scales(c, &r->scales);
     for (int g = 0; g < MQ_UNIT_ROWS / 2; g++)
@@ -210,8 +220,9 @@ static void add_lanes(const mq_rounder *r, bool split, mq_round_stats stats[2])
     }
 }
 
-mq_status mq_round_tiles(mq_rounder *r, mq_round_method method, const float *const *rows_of, int64_t rows, int64_t cols,
-                         int group, uint8_t *units, bool split, mq_round_stats stats[2], mq_err *err)
+mq_status mq_round_tiles(mq_rounder *r, mq_round_method method, const float *const *rows_of,
+                         int64_t rows, int64_t cols, int group, uint8_t *units, bool split,
+                         mq_round_stats stats[2], mq_err *err)
 {
     MQ_TRY(check_units(rows, cols, group, err));
     memset(stats, 0, 2 * sizeof *stats);
@@ -225,7 +236,8 @@ mq_status mq_round_tiles(mq_rounder *r, mq_round_method method, const float *con
             if (!round_chunk(r, method, &c)) {
                 int bad_row, bad_col;
                 find_bad(&c, &bad_row, &bad_col);
-                return mq_fail(err, MQ_E_NUMERIC, "row %lld, column %lld: weight %g, expected a finite number",
+                return mq_fail(err, MQ_E_NUMERIC,
+                               "row %lld, column %lld: weight %g, expected a finite number",
                                (long long)(row + bad_row), (long long)(col + bad_col),
                                (double)c.rows[bad_row][bad_col]);
             }
@@ -240,14 +252,15 @@ mq_status mq_round_tiles(mq_rounder *r, mq_round_method method, const float *con
 
 static bool is_row_scheme(mq_scheme s)
 {
-    return s == MQ_SCHEME_BF16 || s == MQ_SCHEME_F16 || s == MQ_SCHEME_F32 || s == MQ_SCHEME_FP8_BLOCK ||
-           s == MQ_SCHEME_MXFP4_ROWS;
+    return s == MQ_SCHEME_BF16 || s == MQ_SCHEME_F16 || s == MQ_SCHEME_F32 ||
+           s == MQ_SCHEME_FP8_BLOCK || s == MQ_SCHEME_MXFP4_ROWS;
 }
 
 static mq_status check_source(const mq_matrix *m, mq_err *err)
 {
     if (!is_row_scheme(m->scheme))
-        return mq_fail(err, MQ_E_UNSUPPORTED, "rounding from %s, expected bf16, f16, f32, fp8_block or mxfp4_rows",
+        return mq_fail(err, MQ_E_UNSUPPORTED,
+                       "rounding from %s, expected bf16, f16, f32, fp8_block or mxfp4_rows",
                        mq_scheme_name(m->scheme));
     return mq_matrix_check(m, err);
 }
@@ -259,16 +272,19 @@ static mq_status check_window(const mq_round_window *win, mq_err *err)
     if (b)
         MQ_TRY(check_source(b, err));
     if (b && (a->rows != b->rows || a->cols != b->cols))
-        return mq_fail(err, MQ_E_SHAPE, "gate [%lld, %lld] and up [%lld, %lld], expected the same shape",
-                       (long long)a->rows, (long long)a->cols, (long long)b->rows, (long long)b->cols);
-    if (win->row0 < 0 || win->n_rows < 0 || win->row0 > a->rows - win->n_rows || win->col0 < 0 || win->n_cols < 0 ||
-        win->col0 > a->cols - win->n_cols)
-        return mq_fail(err, MQ_E_SHAPE, "rows %lld + %lld, columns %lld + %lld, expected a window of [%lld, %lld]",
-                       (long long)win->row0, (long long)win->n_rows, (long long)win->col0, (long long)win->n_cols,
-                       (long long)a->rows, (long long)a->cols);
+        return mq_fail(
+            err, MQ_E_SHAPE, "gate [%lld, %lld] and up [%lld, %lld], expected the same shape",
+            (long long)a->rows, (long long)a->cols, (long long)b->rows, (long long)b->cols);
+    if (win->row0 < 0 || win->n_rows < 0 || win->row0 > a->rows - win->n_rows || win->col0 < 0 ||
+        win->n_cols < 0 || win->col0 > a->cols - win->n_cols)
+        return mq_fail(err, MQ_E_SHAPE,
+                       "rows %lld + %lld, columns %lld + %lld, expected a window of [%lld, %lld]",
+                       (long long)win->row0, (long long)win->n_rows, (long long)win->col0,
+                       (long long)win->n_cols, (long long)a->rows, (long long)a->cols);
     if (win->col0 % MQ_MX_GROUP &&
         (a->scheme == MQ_SCHEME_MXFP4_ROWS || (b && b->scheme == MQ_SCHEME_MXFP4_ROWS)))
-        return mq_fail(err, MQ_E_SHAPE, "first column %lld of mxfp4_rows, expected a multiple of 32",
+        return mq_fail(err, MQ_E_SHAPE,
+                       "first column %lld of mxfp4_rows, expected a multiple of 32",
                        (long long)win->col0);
     return MQ_OK;
 }
@@ -281,19 +297,23 @@ static const mq_matrix *source_of(const mq_round_window *win, int64_t i, int64_t
     return is_up ? win->b : win->a;
 }
 
-static mq_status refuse(const mq_round_window *win, const mq_round_chunk *c, int64_t packed0, int64_t col, mq_err *err)
+static mq_status refuse(const mq_round_window *win, const mq_round_chunk *c, int64_t packed0,
+                        int64_t col, mq_err *err)
 {
     int bad_row, bad_col;
     find_bad(c, &bad_row, &bad_col);
     int64_t row;
     const mq_matrix *m = source_of(win, packed0 + bad_row, &row);
-    return mq_fail(err, MQ_E_NUMERIC, "%srow %lld, column %lld: weight %g, expected a finite number",
-                   !win->b ? "" : m == win->a ? "gate " : "up ", (long long)row, (long long)(col + bad_col),
-                   (double)c->rows[bad_row][bad_col]);
+    return mq_fail(err, MQ_E_NUMERIC,
+                   "%srow %lld, column %lld: weight %g, expected a finite number",
+                   !win->b       ? ""
+                   : m == win->a ? "gate "
+                                 : "up ",
+                   (long long)row, (long long)(col + bad_col), (double)c->rows[bad_row][bad_col]);
 }
 
-mq_status mq_round_matrix(mq_rounder *r, mq_round_method method, const mq_round_window *win, int group, uint8_t *units,
-                          mq_round_stats stats[2], mq_err *err)
+mq_status mq_round_matrix(mq_rounder *r, mq_round_method method, const mq_round_window *win,
+                          int group, uint8_t *units, mq_round_stats stats[2], mq_err *err)
 {
     MQ_TRY(check_window(win, err));
     int64_t n_packed = win->b ? 2 * win->n_rows : win->n_rows, end = win->col0 + win->n_cols;
@@ -331,31 +351,35 @@ void mq_round_widen(mq_rounder *r, const mq_matrix *m, int64_t row0, int64_t n_r
 
 /* ---- MXFP4 ---- */
 
-/* Codes of rows g and g + 8 of one unit: 16 columns (8 bytes of nibbles a row) become two runs of 8 bytes.  Even columns
- * of a word of four stand in its bytes 0 and 1, odd ones in 2 and 3, so 16-bit halves of the sources stay together. */
+/* Codes of rows g and g + 8 of one unit: 16 columns (8 bytes of nibbles a row) become two runs of 8
+ * bytes.  Even columns of a word of four stand in its bytes 0 and 1, odd ones in 2 and 3, so 16-bit
+ * halves of the sources stay together. */
 static void mxfp4_pair(const uint8_t *lo, const uint8_t *hi, uint8_t *to)
 {
     const uint64_t low = 0x0f0f0f0f0f0f0f0fu;
-    for (int part = 0; part < 4; part++) { /* half h = part / 2, lanes t = 2 (part % 2) and the next */
+    for (int part = 0; part < 4;
+         part++) { /* half h = part / 2, lanes t = 2 (part % 2) and the next */
         uint64_t a, b;
         memcpy(&a, lo + 8 * part, 8);
         memcpy(&b, hi + 8 * part, 8);
         uint64_t even = (a & low) | (b & low) << 4, odd = (a >> 4 & low) | (b & ~low);
         uint8_t *at = to + 32 * (part % 2) + 8 * (part / 2);
         for (int k = 0; k < 4; k++) {
-            uint32_t word = (uint32_t)(even >> 16 * k & 0xffffu) | (uint32_t)(odd >> 16 * k & 0xffffu) << 16;
+            uint32_t word =
+                (uint32_t)(even >> 16 * k & 0xffffu) | (uint32_t)(odd >> 16 * k & 0xffffu) << 16;
             memcpy(at + 16 * (k / 2) + 4 * (k % 2), &word, sizeof word);
         }
     }
 }
 
-void mq_mxfp4_tiles(const uint8_t *const *rows_q, const uint8_t *const *rows_s, int64_t rows, int64_t cols,
-                    uint8_t *units)
+void mq_mxfp4_tiles(const uint8_t *const *rows_q, const uint8_t *const *rows_s, int64_t rows,
+                    int64_t cols, uint8_t *units)
 {
     for (int64_t row = 0; row < rows; row += MQ_UNIT_ROWS)
         for (int64_t col = 0; col < cols; col += MQ_UNIT_COLS) {
             for (int g = 0; g < 8; g++)
-                mxfp4_pair(rows_q[row + g] + col / 2, rows_q[row + g + 8] + col / 2, units + 64 * g);
+                mxfp4_pair(rows_q[row + g] + col / 2, rows_q[row + g + 8] + col / 2,
+                           units + 64 * g);
             uint8_t *scales = units + MQ_UNIT_CODE_BYTES;
             for (int r = 0; r < MQ_UNIT_ROWS; r++)
                 for (int k = 0; k < 2; k++)

@@ -1,5 +1,5 @@
-/* Rounding with AVX-512 (F, BW, VL, DQ): the bits of round_scalar.c.  A tile's 16 rows are the 16 lanes of the search;
- * codes go along the rows as in round_avx2.c. */
+/* Rounding with AVX-512 (F, BW, VL, DQ): the bits of round_scalar.c.  A tile's 16 rows are the 16
+ * lanes of the search; codes go along the rows as in round_avx2.c. */
 #include <immintrin.h>
 
 #include "calib/round_avx2.h"
@@ -7,18 +7,54 @@
 typedef __m512 vf;
 enum { VF_LANES = 16 };
 
-static inline vf vf_load(const float *p) { return _mm512_load_ps(p); }
-static inline void vf_store(float *p, vf x) { _mm512_store_ps(p, x); }
-static inline vf vf_set1(float x) { return _mm512_set1_ps(x); }
-static inline vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
-static inline vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
-static inline vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
-static inline vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
-static inline vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
-static inline vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
-static inline vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
-static inline vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
-static inline vf vf_neg(vf a) { return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f)); }
+static inline vf vf_load(const float *p)
+{
+    return _mm512_load_ps(p);
+}
+static inline void vf_store(float *p, vf x)
+{
+    _mm512_store_ps(p, x);
+}
+static inline vf vf_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+static inline vf vf_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+static inline vf vf_sub(vf a, vf b)
+{
+    return _mm512_sub_ps(a, b);
+}
+static inline vf vf_mul(vf a, vf b)
+{
+    return _mm512_mul_ps(a, b);
+}
+static inline vf vf_div(vf a, vf b)
+{
+    return _mm512_div_ps(a, b);
+}
+static inline vf vf_min(vf a, vf b)
+{
+    return _mm512_min_ps(a, b);
+}
+static inline vf vf_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+static inline vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+static inline vf vf_fnma(vf a, vf b, vf c)
+{
+    return _mm512_fnmadd_ps(a, b, c);
+}
+static inline vf vf_neg(vf a)
+{
+    return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f));
+}
 static inline vf vf_less(vf a, vf b, vf x, vf y)
 {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
@@ -29,7 +65,8 @@ static inline vf vf_same(vf a, vf b, vf x, vf y)
 }
 static inline vf vf_scale(vf s, vf floor)
 {
-    __m512i u = _mm512_castps_si512(s), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    __m512i u = _mm512_castps_si512(s),
+            odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     u = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     vf b = _mm512_castsi512_ps(_mm512_and_si512(u, _mm512_set1_epi32(-0x10000)));
     vf minus = _mm512_set1_ps(-0.0f);
@@ -38,8 +75,8 @@ static inline vf vf_scale(vf s, vf floor)
 
 #include "calib/round_lanes.inc"
 
-static void search(const mq_round_chunk *c, int k, const uint32_t max[MQ_UNIT_ROWS], mq_round_scales *scales,
-                   float *work)
+static void search(const mq_round_chunk *c, int k, const uint32_t max[MQ_UNIT_ROWS],
+                   mq_round_scales *scales, float *work)
 {
     float *pre = scales->pre[k];
     for (int r = 0; r < MQ_UNIT_ROWS; r++)
@@ -59,7 +96,8 @@ typedef struct row_state {
 /* Columns 0..7 of the sixteen first: the order of the lanes' sums. */
 static inline __m512d add_squares(__m512d sum, __m512 x)
 {
-    __m512d lo = _mm512_cvtps_pd(_mm512_castps512_ps256(x)), hi = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+    __m512d lo = _mm512_cvtps_pd(_mm512_castps512_ps256(x)),
+            hi = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
     return _mm512_fmadd_pd(hi, hi, _mm512_fmadd_pd(lo, lo, sum));
 }
 
@@ -68,7 +106,8 @@ static inline __m512i encode16(row_state *row, const float *at, int is_search)
 {
     const __m512 magic = _mm512_set1_ps(MQ_ROUND_MAGIC);
     __m512 w = _mm512_loadu_ps(at);
-    __m512 x = is_search ? _mm512_mul_ps(_mm512_mul_ps(w, row->pre), row->inv) : _mm512_div_ps(w, row->s);
+    __m512 x =
+        is_search ? _mm512_mul_ps(_mm512_mul_ps(w, row->pre), row->inv) : _mm512_div_ps(w, row->s);
     x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(7.0f)), _mm512_set1_ps(-8.0f));
     __m512 t = _mm512_add_ps(x, magic);
     row->err2 = add_squares(row->err2, _mm512_fnmadd_ps(row->s, _mm512_sub_ps(t, magic), w));
@@ -77,19 +116,23 @@ static inline __m512i encode16(row_state *row, const float *at, int is_search)
 }
 
 /* 32 columns of both rows: 32 bytes, columns in order. */
-static inline __m256i encode_half(row_state *lo, row_state *hi, const float *w_lo, const float *w_hi, int is_search)
+static inline __m256i encode_half(row_state *lo, row_state *hi, const float *w_lo,
+                                  const float *w_hi, int is_search)
 {
     __m128i v[2];
     for (int i = 0; i < 2; i++) {
-        __m512i a = encode16(lo, w_lo + 16 * i, is_search), b = encode16(hi, w_hi + 16 * i, is_search);
+        __m512i a = encode16(lo, w_lo + 16 * i, is_search),
+                b = encode16(hi, w_hi + 16 * i, is_search);
         /* low nibble from a, the rest from b << 4 */
-        __m512i both = _mm512_ternarylogic_epi32(_mm512_set1_epi32(15), a, _mm512_slli_epi32(b, 4), 0xca);
+        __m512i both =
+            _mm512_ternarylogic_epi32(_mm512_set1_epi32(15), a, _mm512_slli_epi32(b, 4), 0xca);
         v[i] = _mm512_cvtepi32_epi8(both);
     }
     return _mm256_inserti128_si256(_mm256_castsi128_si256(v[0]), v[1], 1);
 }
 
-static inline void set_scales(row_state *row, const mq_round_scales *scales, int k, int r, int is_search)
+static inline void set_scales(row_state *row, const mq_round_scales *scales, int k, int r,
+                              int is_search)
 {
     row->s = _mm512_set1_ps(scales->s[k][r]);
     if (is_search) {
@@ -98,9 +141,9 @@ static inline void set_scales(row_state *row, const mq_round_scales *scales, int
     }
 }
 
-static inline __attribute__((always_inline)) void encode_rows(const mq_round_chunk *c, int g, int is_search,
-                                                              const mq_round_scales *scales, mq_round_lanes *lo,
-                                                              mq_round_lanes *hi)
+static inline __attribute__((always_inline)) void
+encode_rows(const mq_round_chunk *c, int g, int is_search, const mq_round_scales *scales,
+            mq_round_lanes *lo, mq_round_lanes *hi)
 {
     row_state a = {0}, b = {0};
     a.err2 = _mm512_load_pd(lo->err2), a.norm2 = _mm512_load_pd(lo->norm2);
@@ -133,4 +176,5 @@ static void encode(const mq_round_chunk *c, int g, int is_search, const mq_round
         encode_rows(c, g, 0, scales, lo, hi);
 }
 
-const mq_round_ops mq_round_ops_avx512 = {"avx512", mq_round_absmax_avx2, search, encode, mq_round_widen_avx2};
+const mq_round_ops mq_round_ops_avx512 = {"avx512", mq_round_absmax_avx2, mq_round_rtn_avx2, search,
+                                          encode,   mq_round_widen_avx2};

@@ -1,8 +1,10 @@
-/* The definition of rounding in plain C: scales, codes and error sums of one tile, one weight at a time.
+/* The definition of rounding in plain C: scales, codes and error sums of one tile, one weight at a
+ * time.
  *
- * Every operation is a correctly rounded one (division, multiplication, fused multiply-add) in a fixed order, so the fast
- * files can repeat it exactly.  Order of the sums: ascending columns, one F32 sum per (row, group) in the search, because
- * there a vector lane holds a row and needs no sum across lanes. */
+ * Every operation is a correctly rounded one (division, multiplication, fused multiply-add) in a
+ * fixed order, so the fast files can repeat it exactly.  Order of the sums: ascending columns, one
+ * F32 sum per (row, group) in the search, because there a vector lane holds a row and needs no sum
+ * across lanes. */
 #include <math.h>
 #include <string.h>
 
@@ -120,8 +122,14 @@ static void absmax(const mq_round_chunk *c, uint32_t max[MQ_ROUND_GROUPS][MQ_UNI
         }
 }
 
-static void search(const mq_round_chunk *c, int k, const uint32_t max[MQ_UNIT_ROWS], mq_round_scales *scales,
-                   float *work)
+static void rtn(const uint32_t max[MQ_UNIT_ROWS], float s[MQ_UNIT_ROWS])
+{
+    for (int r = 0; r < MQ_UNIT_ROWS; r++)
+        s[r] = mq_round_rtn_scale(max[r]);
+}
+
+static void search(const mq_round_chunk *c, int k, const uint32_t max[MQ_UNIT_ROWS],
+                   mq_round_scales *scales, float *work)
 {
     (void)work;
     for (int r = 0; r < MQ_UNIT_ROWS; r++) {
@@ -133,8 +141,8 @@ static void search(const mq_round_chunk *c, int k, const uint32_t max[MQ_UNIT_RO
 }
 
 /* q of one weight; adds to its row's lanes. */
-static int encode_one(const mq_round_chunk *c, int r, int col, int is_search, const mq_round_scales *scales,
-                      mq_round_lanes *lanes)
+static int encode_one(const mq_round_chunk *c, int r, int col, int is_search,
+                      const mq_round_scales *scales, mq_round_lanes *lanes)
 {
     int k = col / c->group;
     float w = c->rows[r][col], s = scales->s[k][r];
@@ -159,8 +167,8 @@ static void encode(const mq_round_chunk *c, int g, int is_search, const mq_round
 static void widen_fp8(const mq_matrix *m, int64_t r, int64_t col0, int64_t n, float *out)
 {
     const uint8_t *codes = (const uint8_t *)m->data + r * m->cols;
-    int64_t scale_row =
-        r / m->seg_rows * mq_fp8_seg_scale_rows(m) + (m->row_phase + r % m->seg_rows) / MQ_FP8_BLOCK;
+    int64_t scale_row = r / m->seg_rows * mq_fp8_seg_scale_rows(m) +
+                        (m->row_phase + r % m->seg_rows) / MQ_FP8_BLOCK;
     const uint8_t *scales = (const uint8_t *)m->scale + scale_row * mq_fp8_scale_cols(m) * 4;
     for (int64_t c = col0; c < col0 + n; c++) {
         float s;
@@ -198,4 +206,4 @@ static void widen(const mq_matrix *m, int64_t r, int64_t col0, int64_t n, float 
     }
 }
 
-const mq_round_ops mq_round_ops_scalar = {"scalar", absmax, search, encode, widen};
+const mq_round_ops mq_round_ops_scalar = {"scalar", absmax, rtn, search, encode, widen};

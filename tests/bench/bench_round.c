@@ -1,9 +1,11 @@
-/* Rounding speed on one thread: weights per second of processor time by method, group, instruction set and source dtype.
+/* Rounding speed on one thread: weights per second of processor time by method, group, instruction
+ * set and source dtype.
  *
  *   bench_round [seconds per line, default 0.3]
  *
- * The source is 64 rows of a large matrix, read again and again (it stays in the second- or third-level cache): the
- * arithmetic is measured, not the memory.  "tiles" lines start from F32 rows, the others from stored bytes. */
+ * The source is 64 rows of a large matrix, read again and again (it stays in the second- or
+ * third-level cache): the arithmetic is measured, not the memory.  "tiles" lines start from F32
+ * rows, the others from stored bytes. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -82,16 +84,17 @@ static void check(mq_status st, const mq_err *err)
     exit(70);
 }
 
-static double measure(mq_rounder *r, mq_round_method method, int group, const mq_matrix *m, uint8_t *units,
-                      const float *const *rows_of, double limit_s)
+static double measure(mq_rounder *r, mq_round_method method, int group, const mq_matrix *m,
+                      uint8_t *units, const float *const *rows_of, double limit_s)
 {
     mq_round_window win = {m, NULL, 0, ROWS, 0, COLS};
     mq_round_stats stats[2];
     mq_err err;
     double weights = 0.0, start = now_s(), spent;
     do {
-        check(rows_of ? mq_round_tiles(r, method, rows_of, ROWS, COLS, group, units, false, stats, &err)
-                      : mq_round_matrix(r, method, &win, group, units, stats, &err),
+        check(rows_of
+                  ? mq_round_tiles(r, method, rows_of, ROWS, COLS, group, units, false, stats, &err)
+                  : mq_round_matrix(r, method, &win, group, units, stats, &err),
               &err);
         weights += N;
         spent = now_s() - start;
@@ -103,7 +106,8 @@ int main(int argc, char **argv)
 {
     double limit_s = argc > 1 ? atof(argv[1]) : 0.3;
     const char *const isas[3] = {"scalar", "avx2", "avx512"};
-    const mq_scheme schemes[4] = {MQ_SCHEME_BF16, MQ_SCHEME_FP8_BLOCK, MQ_SCHEME_MXFP4_ROWS, MQ_SCHEME_F32};
+    const mq_scheme schemes[4] = {MQ_SCHEME_BF16, MQ_SCHEME_FP8_BLOCK, MQ_SCHEME_MXFP4_ROWS,
+                                  MQ_SCHEME_F32};
     uint8_t *units = bytes_of((size_t)mq_units_bytes(ROWS, COLS, 32));
     float *wide = (float *)(void *)bytes_of((size_t)N * 4);
     mq_matrix sources[4];
@@ -122,8 +126,8 @@ int main(int argc, char **argv)
             do
                 mq_round_widen(r, &sources[k], 0, ROWS, wide), n += N;
             while (now_s() - start < limit_s);
-            printf("%-6s widen  %-10s      %8.1f M weights/s\n", isas[i], mq_scheme_name(schemes[k]),
-                   n / (now_s() - start) / 1e6);
+            printf("%-6s widen  %-10s      %8.1f M weights/s\n", isas[i],
+                   mq_scheme_name(schemes[k]), n / (now_s() - start) / 1e6);
         }
         const float *rows_of[ROWS];
         for (int k = 0; k < ROWS; k++)
@@ -131,10 +135,12 @@ int main(int argc, char **argv)
         for (int method = 0; method < 2; method++)
             for (int group = 32; group <= 128; group *= 2)
                 for (int k = 0; k < 5; k++)
-                    printf("%-6s %-6s %-10s g%-4d %8.1f M weights/s\n", isas[i], method ? "search" : "rtn",
-                           k < 4 ? mq_scheme_name(schemes[k]) : "tiles", group,
-                           measure(r, (mq_round_method)method, group, &sources[k % 4], units, k < 4 ? NULL : rows_of,
-                                   limit_s) / 1e6);
+                    printf("%-6s %-6s %-10s g%-4d %8.1f M weights/s\n", isas[i],
+                           method ? "search" : "rtn", k < 4 ? mq_scheme_name(schemes[k]) : "tiles",
+                           group,
+                           measure(r, (mq_round_method)method, group, &sources[k % 4], units,
+                                   k < 4 ? NULL : rows_of, limit_s) /
+                               1e6);
         mq_rounder_free(r);
     }
     return 0;

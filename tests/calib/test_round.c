@@ -1,5 +1,5 @@
-/* Rounding to 4 bits: hand-worked groups, the promises of round.h, and quality on synthetic weights.
- * test_round_isa.c holds the instruction sets against each other. */
+/* Rounding to 4 bits: hand-worked groups, the promises of round.h, and quality on synthetic
+ * weights. test_round_isa.c holds the instruction sets against each other. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -71,8 +71,10 @@ END_TEST
 
 START_TEST(rtn_by_hand)
 {
-    /* absmax 7: scale exactly 1; ties go to even, 6.5 to 6, -7 stays, and the clamp is never met. */
-    const float w[32] = {7.0f, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 6.5f, -6.5f, -7.0f, 0.4999f, 0.5001f};
+    /* absmax 7: scale exactly 1; ties go to even, 6.5 to 6, -7 stays, and the clamp is never met.
+     */
+    const float w[32] = {7.0f,  0.5f, 1.5f,  2.5f,  -0.5f,   -1.5f,
+                         -2.5f, 6.5f, -6.5f, -7.0f, 0.4999f, 0.5001f};
     const int q[12] = {7, 0, 2, 2, 0, -2, -2, 6, -6, -7, 0, 1};
     uint8_t codes[32];
     ck_assert(group_scale(MQ_ROUND_RTN, w, 32, codes) == 1.0f);
@@ -124,7 +126,8 @@ START_TEST(search_recovers_trained_lattices_without_error)
     for (int trial = 0; trial < 3000; trial++) {
         int g = groups[trial % 3], rule = trial / 3 % 3;
         float w[128], absmax = 0.0f, m = 0.0f;
-        float size = ldexpf(1.0f + (float)(mq_test_rand(&seed) % 1000) / 1000.0f, (int)(mq_test_rand(&seed) % 20) - 15);
+        float size = ldexpf(1.0f + (float)(mq_test_rand(&seed) % 1000) / 1000.0f,
+                            (int)(mq_test_rand(&seed) % 20) - 15);
         for (int i = 0; i < g; i++) {
             w[i] = mq_test_normal(&seed) * size;
             if (fabsf(w[i]) > absmax)
@@ -136,8 +139,9 @@ START_TEST(search_recovers_trained_lattices_without_error)
 
         uint8_t codes[128];
         float found = group_scale(MQ_ROUND_SEARCH, w, g, codes);
-        ck_assert_msg(group_error(w, g, found, codes) == 0.0, "trial %d: g %d, rule %d, scale %g, found %g", trial, g,
-                      rule, (double)s, (double)found);
+        ck_assert_msg(group_error(w, g, found, codes) == 0.0,
+                      "trial %d: g %d, rule %d, scale %g, found %g", trial, g, rule, (double)s,
+                      (double)found);
     }
 }
 END_TEST
@@ -229,8 +233,8 @@ START_TEST(relative_error_on_gaussian_weights)
         for (int method = 0; method < 2; method++) {
             mq_round_stats stats[2];
             mq_err err;
-            mq_assert_ok(mq_round_tiles(r, (mq_round_method)method, m.rows_of, m.rows, m.cols, groups[k], m.units,
-                                        false, stats, &err),
+            mq_assert_ok(mq_round_tiles(r, (mq_round_method)method, m.rows_of, m.rows, m.cols,
+                                        groups[k], m.units, false, stats, &err),
                          &err);
             double rms = 100.0 * sqrt(stats[0].err2 / stats[0].norm2);
             printf("g%d %s: %.3f %%\n", groups[k], method ? "search" : "rtn", rms);
@@ -262,17 +266,18 @@ START_TEST(tiles_equal_the_group_definition_and_stats_equal_a_double_loop)
     for (int k = 0; k < 3; k++)
         for (int method = 0; method < 2; method++) {
             int group = groups[k];
-            matrix m = random_matrix(32, 640, 9 + (uint64_t)k); /* a chunk of 512 columns and one of 128 */
+            matrix m =
+                random_matrix(32, 640, 9 + (uint64_t)k); /* a chunk of 512 columns and one of 128 */
             mq_round_stats stats[2];
-            mq_assert_ok(mq_round_tiles(r, (mq_round_method)method, m.rows_of, m.rows, m.cols, group, m.units, true,
-                                        stats, &err),
+            mq_assert_ok(mq_round_tiles(r, (mq_round_method)method, m.rows_of, m.rows, m.cols,
+                                        group, m.units, true, stats, &err),
                          &err);
             for (int64_t i = 0; i < m.rows; i++)
                 for (int64_t c = 0; c < m.cols; c += group) {
                     uint8_t codes[128];
                     uint16_t scale;
-                    mq_assert_ok(mq_round_group(r, (mq_round_method)method, m.rows_of[i] + c, NULL, group, codes,
-                                                &scale, &err),
+                    mq_assert_ok(mq_round_group(r, (mq_round_method)method, m.rows_of[i] + c, NULL,
+                                                group, codes, &scale, &err),
                                  &err);
                     for (int j = 0; j < group; j++)
                         ck_assert(mq_units_at(m.units, m.cols, group, i, c + j) ==
@@ -280,7 +285,8 @@ START_TEST(tiles_equal_the_group_definition_and_stats_equal_a_double_loop)
                 }
             for (int half = 0; half < 2; half++) {
                 mq_round_stats want = recompute(&m, group, half);
-                /* w - s q is one F32 rounding of an exact difference: 2^-24 relative, twice that in the square */
+                /* w - s q is one F32 rounding of an exact difference: 2^-24 relative, twice that in
+                 * the square */
                 ck_assert_double_le(fabs(stats[half].err2 / want.err2 - 1.0), 1e-6);
                 ck_assert_double_le(fabs(stats[half].norm2 / want.norm2 - 1.0), 1e-12);
             }
@@ -316,7 +322,8 @@ START_TEST(matrix_windows_equal_widened_tiles)
     mq_round_stats s[2], t[2];
     mq_assert_ok(mq_round_tiles(r, MQ_ROUND_RTN, rows_of, 48, 640, 128, want, true, s, &err), &err);
     mq_assert_ok(mq_round_matrix(r, MQ_ROUND_RTN, &win, 128, got, t, &err), &err);
-    ck_assert(memcmp(want, got, (size_t)mq_units_bytes(48, 640, 128)) == 0 && memcmp(s, t, sizeof s) == 0);
+    ck_assert(memcmp(want, got, (size_t)mq_units_bytes(48, 640, 128)) == 0 &&
+              memcmp(s, t, sizeof s) == 0);
 
     up[9 * COLS + 200] = 0x7fc0;
     mq_assert_fails(mq_round_matrix(r, MQ_ROUND_RTN, &win, 128, got, t, &err), MQ_E_NUMERIC, &err,
@@ -330,10 +337,11 @@ START_TEST(matrix_windows_equal_widened_tiles)
     one.row0 = 0, one.n_rows = 8;
     mq_assert_fails(mq_round_matrix(r, MQ_ROUND_RTN, &one, 64, got, t, &err), MQ_E_SHAPE, &err,
                     "8 packed rows, expected a multiple of 16");
-    mq_matrix packed = {.scheme = MQ_SCHEME_INT4, .rows = 16, .cols = 64, .data = want, .group = 64};
+    mq_matrix packed = {
+        .scheme = MQ_SCHEME_INT4, .rows = 16, .cols = 64, .data = want, .group = 64};
     mq_round_window units = {&packed, NULL, 0, 16, 0, 64};
-    mq_assert_fails(mq_round_matrix(r, MQ_ROUND_RTN, &units, 64, got, t, &err), MQ_E_UNSUPPORTED, &err,
-                    "rounding from int4");
+    mq_assert_fails(mq_round_matrix(r, MQ_ROUND_RTN, &units, 64, got, t, &err), MQ_E_UNSUPPORTED,
+                    &err, "rounding from int4");
     b.cols = 640;
     mq_assert_fails(mq_round_matrix(r, MQ_ROUND_RTN, &win, 64, got, t, &err), MQ_E_SHAPE, &err,
                     "expected the same shape");
@@ -350,18 +358,19 @@ START_TEST(what_is_not_finite_is_refused_by_row_and_column)
     const float bad[3] = {NAN, INFINITY, -INFINITY};
     for (int k = 0; k < 3; k++) {
         m.w[17 * 576 + 530] = bad[k];
-        mq_assert_fails(mq_round_tiles(r, MQ_ROUND_SEARCH, m.rows_of, 32, 576, 64, m.units, false, stats, &err),
-                        MQ_E_NUMERIC, &err, "row 17, column 530: weight ");
+        mq_assert_fails(
+            mq_round_tiles(r, MQ_ROUND_SEARCH, m.rows_of, 32, 576, 64, m.units, false, stats, &err),
+            MQ_E_NUMERIC, &err, "row 17, column 530: weight ");
     }
     float w[32] = {0}, omega[32] = {0};
     uint8_t codes[32];
     uint16_t scale;
     w[4] = INFINITY;
-    mq_assert_fails(mq_round_group(r, MQ_ROUND_RTN, w, NULL, 32, codes, &scale, &err), MQ_E_NUMERIC, &err,
-                    "weight 4 of the group is inf");
+    mq_assert_fails(mq_round_group(r, MQ_ROUND_RTN, w, NULL, 32, codes, &scale, &err), MQ_E_NUMERIC,
+                    &err, "weight 4 of the group is inf");
     w[4] = 1.0f, omega[9] = -1.0f;
-    mq_assert_fails(mq_round_group(r, MQ_ROUND_SEARCH, w, omega, 32, codes, &scale, &err), MQ_E_NUMERIC, &err,
-                    "omega 9 of the group is -1");
+    mq_assert_fails(mq_round_group(r, MQ_ROUND_SEARCH, w, omega, 32, codes, &scale, &err),
+                    MQ_E_NUMERIC, &err, "omega 9 of the group is -1");
     release_matrix(&m);
     mq_rounder_free(r);
 }
@@ -376,16 +385,19 @@ START_TEST(shapes_and_names_are_refused)
     uint8_t codes[32];
     uint16_t scale;
     const float *rows_of[16] = {w};
-    mq_assert_fails(mq_round_group(r, MQ_ROUND_RTN, w, NULL, 16, codes, &scale, &err), MQ_E_SHAPE, &err,
-                    "group 16, expected 32, 64 or 128");
-    mq_assert_fails(mq_round_tiles(r, MQ_ROUND_RTN, rows_of, 15, 64, 64, codes, false, stats, &err), MQ_E_SHAPE, &err,
-                    "15 packed rows, expected a multiple of 16");
-    mq_assert_fails(mq_round_tiles(r, MQ_ROUND_RTN, rows_of, 16, 64, 128, codes, false, stats, &err), MQ_E_SHAPE, &err,
-                    "64 columns, expected a multiple of 128 at group 128");
-    mq_assert_fails(mq_round_tiles(r, MQ_ROUND_RTN, rows_of, 16, 64, 0, codes, false, stats, &err), MQ_E_SHAPE, &err,
-                    "group 0");
-    mq_assert_ok(mq_round_tiles(r, MQ_ROUND_RTN, rows_of, 0, 64, 64, codes, false, stats, &err), &err);
-    mq_assert_fails(mq_rounder_create(&none, "sse9", &err), MQ_E_ARG, &err, "instruction set 'sse9'");
+    mq_assert_fails(mq_round_group(r, MQ_ROUND_RTN, w, NULL, 16, codes, &scale, &err), MQ_E_SHAPE,
+                    &err, "group 16, expected 32, 64 or 128");
+    mq_assert_fails(mq_round_tiles(r, MQ_ROUND_RTN, rows_of, 15, 64, 64, codes, false, stats, &err),
+                    MQ_E_SHAPE, &err, "15 packed rows, expected a multiple of 16");
+    mq_assert_fails(
+        mq_round_tiles(r, MQ_ROUND_RTN, rows_of, 16, 64, 128, codes, false, stats, &err),
+        MQ_E_SHAPE, &err, "64 columns, expected a multiple of 128 at group 128");
+    mq_assert_fails(mq_round_tiles(r, MQ_ROUND_RTN, rows_of, 16, 64, 0, codes, false, stats, &err),
+                    MQ_E_SHAPE, &err, "group 0");
+    mq_assert_ok(mq_round_tiles(r, MQ_ROUND_RTN, rows_of, 0, 64, 64, codes, false, stats, &err),
+                 &err);
+    mq_assert_fails(mq_rounder_create(&none, "sse9", &err), MQ_E_ARG, &err,
+                    "instruction set 'sse9'");
     ck_assert_ptr_null(none);
     mq_rounder_free(r);
     mq_rounder_free(NULL);
@@ -408,10 +420,12 @@ START_TEST(mxfp4_codes_and_scales_only_move)
     mq_mxfp4_tiles(rows_q, rows_s, ROWS, COLS, units);
     for (int i = 0; i < ROWS; i++)
         for (int c = 0; c < COLS; c++) {
-            const uint8_t *unit = units + i / 16 * mq_tile_bytes(COLS, MQ_GROUP_MXFP4) + c / 64 * 544;
+            const uint8_t *unit =
+                units + i / 16 * mq_tile_bytes(COLS, MQ_GROUP_MXFP4) + c / 64 * 544;
             ck_assert_uint_eq(unit[mq_unit_byte(i % 16, c % 64)] >> mq_unit_shift(i % 16) & 15u,
                               q[i][c / 2] >> (c % 2 * 4) & 15u);
-            float want = mq_e2m1_to_f32(q[i][c / 2] >> (c % 2 * 4) & 15u) * mq_e8m0_to_f32(s[i][c / 32]);
+            float want =
+                mq_e2m1_to_f32(q[i][c / 2] >> (c % 2 * 4) & 15u) * mq_e8m0_to_f32(s[i][c / 32]);
             ck_assert(mq_units_at(units, COLS, MQ_GROUP_MXFP4, i, c) == want);
         }
 }

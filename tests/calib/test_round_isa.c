@@ -1,5 +1,5 @@
-/* Scalar, AVX2 and AVX-512 rounding give the same bytes and the same error sums; widening gives the bits of mq_matrix_widen.
- * What this processor lacks is left out and said. */
+/* Scalar, AVX2 and AVX-512 rounding give the same bytes and the same error sums; widening gives the
+ * bits of mq_matrix_widen. What this processor lacks is left out and said. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,7 +28,17 @@ static mq_rounder *open_isa(const char *isa)
 }
 
 typedef enum noise {
-    NORMAL, STUDENT, OUTLIERS, SUBNORMAL, TINY, HUGE_VALUES, ZEROS, HALVES, WIDE, ONE_SIGN, N_NOISE
+    NORMAL,
+    STUDENT,
+    OUTLIERS,
+    SUBNORMAL,
+    TINY,
+    HUGE_VALUES,
+    ZEROS,
+    HALVES,
+    WIDE,
+    ONE_SIGN,
+    N_NOISE
 } noise;
 
 static float draw(noise kind, uint64_t *seed)
@@ -44,15 +54,25 @@ static float draw(noise kind, uint64_t *seed)
         }
         return x / sqrtf(sum / 5.0f);
     }
-    case OUTLIERS: return u % 50 ? x : 40.0f * x;
-    case SUBNORMAL: return x * 0x1p-138f;
-    case TINY: return x * 0x1p-122f; /* around the guards */
-    case HUGE_VALUES: return fmaxf(fminf(x * 0x1p126f, 0x1.fffffep127f), -0x1.fffffep127f);
-    case ZEROS: return u % 7 ? -0.0f : u % 3 ? 0.0f : x;
-    case HALVES: return (float)((int)(u % 33) - 16) * 0.25f; /* ties everywhere, equal magnitudes of both signs */
-    case WIDE: return ldexpf(x, (int)(u % 250) - 125);
-    case ONE_SIGN: return -fabsf(x);
-    default: return x;
+    case OUTLIERS:
+        return u % 50 ? x : 40.0f * x;
+    case SUBNORMAL:
+        return x * 0x1p-138f;
+    case TINY:
+        return x * 0x1p-122f; /* around the guards */
+    case HUGE_VALUES:
+        return fmaxf(fminf(x * 0x1p126f, 0x1.fffffep127f), -0x1.fffffep127f);
+    case ZEROS:
+        return u % 7 ? -0.0f : u % 3 ? 0.0f : x;
+    case HALVES:
+        return (float)((int)(u % 33) - 16) *
+               0.25f; /* ties everywhere, equal magnitudes of both signs */
+    case WIDE:
+        return ldexpf(x, (int)(u % 250) - 125);
+    case ONE_SIGN:
+        return -fabsf(x);
+    default:
+        return x;
     }
 }
 
@@ -71,21 +91,29 @@ static float w[MAX_ROWS * MAX_COLS + 1];
 static const float *rows_of[MAX_ROWS];
 static uint8_t want[MAX_ROWS * MAX_COLS], got[MAX_ROWS * MAX_COLS];
 
-static void compare(mq_rounder *slow, mq_rounder *r, int method, int group, int64_t rows, int64_t cols, noise kind)
+static void compare(mq_rounder *slow, mq_rounder *r, int method, int group, int64_t rows,
+                    int64_t cols, noise kind)
 {
     mq_round_stats a[2], b[2];
     mq_err err;
     size_t bytes = (size_t)mq_units_bytes(rows, cols, group);
     memset(want, 1, sizeof want);
     memset(got, 2, sizeof got);
-    mq_assert_ok(mq_round_tiles(slow, (mq_round_method)method, rows_of, rows, cols, group, want, true, a, &err), &err);
-    mq_assert_ok(mq_round_tiles(r, (mq_round_method)method, rows_of, rows, cols, group, got, true, b, &err), &err);
+    mq_assert_ok(mq_round_tiles(slow, (mq_round_method)method, rows_of, rows, cols, group, want,
+                                true, a, &err),
+                 &err);
+    mq_assert_ok(
+        mq_round_tiles(r, (mq_round_method)method, rows_of, rows, cols, group, got, true, b, &err),
+        &err);
     for (size_t i = 0; i < bytes; i++)
-        ck_assert_msg(want[i] == got[i], "%s, method %d, group %d, [%lld, %lld], noise %d: byte %zu of %zu: %02x, %02x",
-                      mq_rounder_isa(r), method, group, (long long)rows, (long long)cols, (int)kind, i, bytes, want[i],
-                      got[i]);
-    ck_assert_msg(memcmp(a, b, sizeof a) == 0, "%s, method %d, group %d, noise %d: sums %a %a, %a %a",
-                  mq_rounder_isa(r), method, group, (int)kind, a[0].err2, b[0].err2, a[0].norm2, b[0].norm2);
+        ck_assert_msg(
+            want[i] == got[i],
+            "%s, method %d, group %d, [%lld, %lld], noise %d: byte %zu of %zu: %02x, %02x",
+            mq_rounder_isa(r), method, group, (long long)rows, (long long)cols, (int)kind, i, bytes,
+            want[i], got[i]);
+    ck_assert_msg(memcmp(a, b, sizeof a) == 0,
+                  "%s, method %d, group %d, noise %d: sums %a %a, %a %a", mq_rounder_isa(r), method,
+                  group, (int)kind, a[0].err2, b[0].err2, a[0].norm2, b[0].norm2);
     ck_assert(isfinite(a[0].err2) && isfinite(a[1].norm2));
 }
 
@@ -143,8 +171,9 @@ START_TEST(every_instruction_set_refuses_the_same_weight)
                 rows_of[i] = w + i * 128;
             char place[64];
             snprintf(place, sizeof place, "row 11, column %d: weight", 77 + k);
-            mq_assert_fails(mq_round_tiles(r, MQ_ROUND_RTN, rows_of, 16, 128, 32, got, false, stats, &err),
-                            MQ_E_NUMERIC, &err, place);
+            mq_assert_fails(
+                mq_round_tiles(r, MQ_ROUND_RTN, rows_of, 16, 128, 32, got, false, stats, &err),
+                MQ_E_NUMERIC, &err, place);
         }
         mq_rounder_free(r);
     }
@@ -164,8 +193,9 @@ static void compare_widen(mq_rounder *r, const mq_matrix *m)
     mq_matrix_widen(m, 1, m->rows - 1, wide_want);
     mq_round_widen(r, m, 1, m->rows - 1, wide_got);
     for (int64_t i = 0; i < (m->rows - 1) * m->cols; i++)
-        ck_assert_msg(mq_f32_bits(wide_want[i]) == mq_f32_bits(wide_got[i]), "%s, %s, cols %lld, element %lld: %08x, %08x",
-                      mq_rounder_isa(r), mq_scheme_name(m->scheme), (long long)m->cols, (long long)i,
+        ck_assert_msg(mq_f32_bits(wide_want[i]) == mq_f32_bits(wide_got[i]),
+                      "%s, %s, cols %lld, element %lld: %08x, %08x", mq_rounder_isa(r),
+                      mq_scheme_name(m->scheme), (long long)m->cols, (long long)i,
                       mq_f32_bits(wide_want[i]), mq_f32_bits(wide_got[i]));
 }
 
@@ -193,7 +223,11 @@ static void widen_everything(mq_rounder *r)
         m.row_phase = 120, m.col_phase = 37 * k % 128;
         compare_widen(r, &m);
     }
-    mq_matrix mx = {.scheme = MQ_SCHEME_MXFP4_ROWS, .rows = 40, .cols = 992, .data = stored, .scale = exponents};
+    mq_matrix mx = {.scheme = MQ_SCHEME_MXFP4_ROWS,
+                    .rows = 40,
+                    .cols = 992,
+                    .data = stored,
+                    .scale = exponents};
     compare_widen(r, &mx);
 
     for (int i = 0; i < 65536; i++)
@@ -202,7 +236,11 @@ static void widen_everything(mq_rounder *r)
     compare_widen(r, &all);
     for (int i = 0; i < 512; i++) /* codes in order, with and without NaN in the sixteen */
         stored[i] = (uint8_t)(i < 256 ? i : i % 127);
-    mq_matrix f8 = {.scheme = MQ_SCHEME_FP8_BLOCK, .rows = 2, .cols = 256, .data = stored, .scale = scales,
+    mq_matrix f8 = {.scheme = MQ_SCHEME_FP8_BLOCK,
+                    .rows = 2,
+                    .cols = 256,
+                    .data = stored,
+                    .scale = scales,
                     .seg_rows = 2};
     compare_widen(r, &f8);
     f8.data = stored + 256;
@@ -234,9 +272,17 @@ START_TEST(matrix_entry_equals_tiles_for_fp8_and_mxfp4_slices)
         stored[i] = (uint8_t)mq_test_rand(&seed);
         stored[i] = (uint8_t)((stored[i] & 0x7f) == 0x7f ? 0 : stored[i]);
     }
-    mq_matrix sources[2] = {
-        {.scheme = MQ_SCHEME_FP8_BLOCK, .rows = 16, .cols = 384, .data = stored, .scale = scales, .seg_rows = 16},
-        {.scheme = MQ_SCHEME_MXFP4_ROWS, .rows = 16, .cols = 384, .data = stored, .scale = exponents}};
+    mq_matrix sources[2] = {{.scheme = MQ_SCHEME_FP8_BLOCK,
+                             .rows = 16,
+                             .cols = 384,
+                             .data = stored,
+                             .scale = scales,
+                             .seg_rows = 16},
+                            {.scheme = MQ_SCHEME_MXFP4_ROWS,
+                             .rows = 16,
+                             .cols = 384,
+                             .data = stored,
+                             .scale = exponents}};
     mq_rounder *r = open_isa("scalar"), *best;
     mq_err err;
     mq_assert_ok(mq_rounder_create(&best, NULL, &err), &err);
@@ -246,14 +292,16 @@ START_TEST(matrix_entry_equals_tiles_for_fp8_and_mxfp4_slices)
             rows_of[i] = wide_want + i * 384 + 192;
         mq_round_window win = {&sources[k], NULL, 0, 16, 192, 192};
         mq_round_stats a[2], b[2];
-        mq_assert_ok(mq_round_tiles(r, MQ_ROUND_SEARCH, rows_of, 16, 192, 64, want, false, a, &err), &err);
+        mq_assert_ok(mq_round_tiles(r, MQ_ROUND_SEARCH, rows_of, 16, 192, 64, want, false, a, &err),
+                     &err);
         mq_assert_ok(mq_round_matrix(best, MQ_ROUND_SEARCH, &win, 64, got, b, &err), &err);
-        ck_assert(memcmp(want, got, (size_t)mq_units_bytes(16, 192, 64)) == 0 && memcmp(a, b, sizeof a) == 0);
+        ck_assert(memcmp(want, got, (size_t)mq_units_bytes(16, 192, 64)) == 0 &&
+                  memcmp(a, b, sizeof a) == 0);
     }
     mq_round_window odd = {&sources[1], NULL, 0, 16, 16, 192};
     mq_round_stats a[2];
-    mq_assert_fails(mq_round_matrix(best, MQ_ROUND_SEARCH, &odd, 64, got, a, &err), MQ_E_SHAPE, &err,
-                    "first column 16 of mxfp4_rows, expected a multiple of 32");
+    mq_assert_fails(mq_round_matrix(best, MQ_ROUND_SEARCH, &odd, 64, got, a, &err), MQ_E_SHAPE,
+                    &err, "first column 16 of mxfp4_rows, expected a multiple of 32");
     mq_rounder_free(best);
     mq_rounder_free(r);
 }
