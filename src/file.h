@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 #include "src/buf.h"
-#include "src/sha256.h"
+#include "src/out.h"
 #include "src/status.h"
 
 #ifdef __cplusplus
@@ -35,22 +35,6 @@ mq_status mq_file_read(const mq_file *f, void *dst, int64_t off, int64_t n_bytes
 
 /* Whole file of at most max_bytes into out (cleared first).  MQ_E_FORMAT when larger. */
 mq_status mq_file_load(mq_buf *out, const char *path, int64_t max_bytes, mq_err *err);
-
-/* An output being written under a temporary name. */
-typedef struct mq_out mq_out;
-
-/* Create DIR/NAME.partial (an old one is replaced).  hash: keep a running SHA-256 of what is appended.
- * MQ_E_ARG: name is not plain.  MQ_E_IO, MQ_E_NOMEM. */
-mq_status mq_out_create(mq_out **out, const char *dir, const char *name, bool hash, mq_err *err);
-/* Append; retries short writes; MQ_E_IO names the file and errno's text; after it every
- * further append and the commit fail. */
-mq_status mq_out_append(mq_out *o, const void *bytes, int64_t n_bytes, mq_err *err);
-int64_t mq_out_bytes(const mq_out *o);
-/* fsync, rename to NAME, fsync DIR; frees o in every case.  An old NAME is replaced atomically.
- * digest (may be NULL; needs hash) gets the SHA-256.  On failure no file named NAME has been created and the partial file
- * is removed; an old NAME is untouched unless the fsync of DIR itself failed. */
-mq_status mq_out_commit(mq_out *o, uint8_t digest[MQ_SHA256_BYTES], mq_err *err);
-void mq_out_abandon(mq_out *o); /* remove the partial file; accepts NULL */
 
 /* Write a small file at once through mq_out. */
 mq_status mq_file_save(const char *dir, const char *name, const void *bytes, int64_t n_bytes, mq_err *err);

@@ -224,6 +224,38 @@ START_TEST(output_errors_name_the_path_and_leave_nothing)
 }
 END_TEST
 
+START_TEST(appended_pieces_of_any_size_arrive_in_order)
+{
+    mq_err err;
+    const char *dir = mq_test_dir();
+    const int64_t pieces[] = {0, 1, 4095, 4096, (4 << 20) - 8192, 1, (4 << 20) + 7, 3 << 20, 0, 12345};
+    int64_t total = 0, at_byte = 0;
+    for (size_t i = 0; i < sizeof pieces / sizeof pieces[0]; i++)
+        total += pieces[i];
+    uint8_t *bytes = malloc((size_t)total), want[MQ_SHA256_BYTES], got[MQ_SHA256_BYTES];
+    uint64_t state = 7;
+    for (int64_t i = 0; i < total; i++)
+        bytes[i] = (uint8_t)mq_test_rand(&state);
+    mq_out *o;
+    mq_assert_ok(mq_out_create(&o, dir, "pieces", true, &err), &err);
+    for (size_t i = 0; i < sizeof pieces / sizeof pieces[0]; i++) {
+        mq_assert_ok(mq_out_append(o, bytes + at_byte, pieces[i], &err), &err);
+        at_byte += pieces[i];
+    }
+    ck_assert_int_eq(mq_out_bytes(o), total);
+    mq_assert_ok(mq_out_commit(o, got, &err), &err);
+    mq_sha256_of(want, bytes, total);
+    ck_assert_mem_eq(got, want, sizeof want);
+    char *path = at(dir, "pieces");
+    mq_buf back = mq_buf_empty();
+    mq_assert_ok(mq_file_load(&back, path, total, &err), &err);
+    ck_assert_int_eq(back.n_bytes, total);
+    ck_assert_mem_eq(back.data, bytes, (size_t)total);
+    mq_buf_release(&back);
+    free(path), free(bytes);
+}
+END_TEST
+
 START_TEST(a_failed_write_cannot_be_committed)
 {
     mq_err err;
@@ -235,9 +267,9 @@ START_TEST(a_failed_write_cannot_be_committed)
     small.rlim_max = was.rlim_max;
     void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
     mq_assert_ok(mq_out_create(&o, dir, "f", true, &err), &err);
-    static const char block[5000] = "";
+    static const char block[(4 << 20) + 1] = ""; /* one block goes out, one byte is gathered */
     ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &small), 0);
-    /* The first write is short (4096 of 5000), its retry fails: as on a full disk. */
+    /* The first write is short (4096 bytes), its retry fails: as on a full disk. */
     mq_status st = mq_out_append(o, block, sizeof block, &err);
     setrlimit(RLIMIT_FSIZE, &was);
     signal(SIGXFSZ, handler);
