@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Fail on an include against the folder arrows of the project:
 #   src -> nothing of ours; formats, kernels -> src; calib -> src, kernels; runtime -> src, formats, kernels;
-#   tools -> all of these; tests/x -> what x may, x itself, tests/harness.h, tests/maker.
+#   tools -> all of these; tests/x -> what x may, x itself, tests/harness.h, tests/maker,
+#   and the headers beside it.
 # A library's header may be included by its one file only; CUDA headers stay below kernels/cuda.
 # Every run first checks the checker on planted violations.  check_includes.sh [ROOT]
 set -eu
@@ -36,7 +37,7 @@ owner_of() {
         openssl/*) echo 'src/sha256.c' ;;
         pcre2.h) echo 'src/pretokenize.c' ;;
         utf8proc.h) echo 'src/unicode.c' ;;
-        cblas.h | openblas* | f77blas.h) echo 'kernels/cpu/linear.c' ;;
+        cblas.h | openblas* | f77blas.h) echo 'kernels/cpu/blas.c' ;;
         lapack*.h) echo 'kernels/cpu/solve.c' ;;
         omp.h) echo 'kernels/*' ;;
         microhttpd.h) echo 'tools/http.c' ;;
@@ -78,6 +79,10 @@ check_one() {
         tests/harness.h | tests/maker/*)
             case $file in
                 tests/*) return 0 ;;
+            esac ;;
+        tests/*/*.h)
+            case $file in
+                tests/*) [ "$(dirname "$file")" = "$(dirname "$header")" ] && return 0 ;;
             esac ;;
     esac
     ok=" $(allowed_folders "$file") "
@@ -162,6 +167,8 @@ self_check() {
     plant 0 tools/a.c '#include "calib/gptq.h"'
     plant 0 tests/runtime/a.c '#include "tests/harness.h"'
     plant 0 tests/fuzz/a.c '#include "formats/shard.h"'
+    plant 0 tests/kernels/a.c '#include "tests/kernels/b.h"'
+    plant 1 tests/src/a.c '#include "tests/kernels/b.h"'
     plant 0 src/a.c '#include <stdio.h>'
 }
 

@@ -63,7 +63,7 @@ MQ_INLINE void att_softmax(att_item *it, int a, int b, int v_dim)
         p[j] = -INFINITY;
     for (int j = b; j < ATT_K; j++)
         p[j] = -INFINITY;
-    _Alignas(64) float lanes[16];
+    __attribute__((aligned(64))) float lanes[16];
     vf mv[VF_HALVES], sum[VF_HALVES];
     for (int h = 0; h < VF_HALVES; h++) {
         mv[h] = vf_load(p + h * VF_LANES);
@@ -153,7 +153,7 @@ MQ_INLINE void att_load_block(const mq_kv *kv, int head, int64_t base, int a, in
             kt[d * ATT_K + j] = k_rows[j][d];
 }
 
-static void att_block(att_item *items, int n_items, const mq_kv *kv, const float *kt, const float *const *v_rows,
+static inline void att_block(att_item *items, int n_items, const mq_kv *kv, const float *kt, const float *const *v_rows,
                       int64_t base, float scale)
 {
     for (int i = 0; i < n_items;) {
@@ -187,7 +187,7 @@ static void att_block(att_item *items, int n_items, const mq_kv *kv, const float
     }
 }
 
-static void attention_rows(const mq_attention_job *job, int kv_head, int64_t row0, int64_t row1, float *scratch)
+static inline void attention_rows(const mq_attention_job *job, int kv_head, int64_t row0, int64_t row1, float *scratch)
 {
     const mq_kv *kv = job->kv;
     int share = job->n_heads / kv->n_kv_heads, n_items = 0;

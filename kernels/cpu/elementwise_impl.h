@@ -11,7 +11,7 @@ MQ_INLINE vf silu_mul(vf g, vf u)
     return vf_mul(vf_div(g, vf_add(vf_set1(1.0f), e)), u);
 }
 
-static void swiglu_run(float *h, const float *gate, const float *up, int64_t count)
+static inline void swiglu_run(float *h, const float *gate, const float *up, int64_t count)
 {
     int64_t i = 0;
     for (; i + VF_LANES <= count; i += VF_LANES)
@@ -43,7 +43,7 @@ MQ_INLINE void tail16(float t[16], const float *x, int64_t i, int64_t count, flo
         t[l] = i + l < count ? x[i + l] : fill;
 }
 
-static double square_sum_run(const float *x, int64_t count)
+static inline double square_sum_run(const float *x, int64_t count)
 {
     vd s[VF_HALVES];
     for (int h = 0; h < VF_HALVES; h++)
@@ -64,7 +64,7 @@ static double square_sum_run(const float *x, int64_t count)
     return double_tree16(s);
 }
 
-static float max_run(const float *x, int64_t count)
+static inline float max_run(const float *x, int64_t count)
 {
     enum { CHAINS = 64 / VF_LANES };
     vf m[CHAINS];
@@ -86,7 +86,7 @@ static float max_run(const float *x, int64_t count)
     return best;
 }
 
-static mq_softmax_sums softmax_sums_run(const float *a, const float *b, float max_a, float scale, int64_t count)
+static inline mq_softmax_sums softmax_sums_run(const float *a, const float *b, float max_a, float scale, int64_t count)
 {
     vd sum[VF_HALVES], cross[VF_HALVES];
     const vf mv = vf_set1(max_a), sv = vf_set1(scale);

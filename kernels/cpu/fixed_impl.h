@@ -312,7 +312,7 @@ MQ_INLINE void fixed_tile(const mq_fixed_job *job, int group, int N, int64_t til
     const uint8_t *blocks = (const uint8_t *)m->data + tile * mq_tile_bytes(m->cols, group);
     const float *x = job->x + i0 * job->x_stride;
     int64_t n_blocks = m->cols / cols_of;
-    _Alignas(64) float acc[8][2][8][16], scales[FIXED_CHUNK][32];
+    __attribute__((aligned(64))) float acc[8][2][8][16], scales[FIXED_CHUNK][32];
     for (int g = 0; g < 8; g++)
         for (int s = 0; s < 2; s++)
             memset(acc[g][s], 0, (size_t)N * sizeof acc[g][s][0]);
@@ -348,7 +348,7 @@ MQ_INLINE void fixed_units(const mq_fixed_job *job, int group, int64_t row0, int
         }
 }
 
-static void fixed_rows(const mq_fixed_job *job, int64_t row0, int64_t row1)
+static inline void fixed_rows(const mq_fixed_job *job, int64_t row0, int64_t row1)
 {
     switch (job->w->scheme) {
     case MQ_SCHEME_BF16:

@@ -1,7 +1,7 @@
 /* The router: sigmoid scores, the topk largest of score + bias, coefficients from the scores alone.
  *
  * Experts are offered in ascending order and replace a kept one only when strictly larger, so ties go to the lower
- * expert, and a NaN never displaces anything. */
+ * expert.  A NaN counts as minus infinity. */
 #include <math.h>
 
 #include "kernels/cpu/cpu.h"
@@ -18,6 +18,8 @@ static void pick_best(pick *best, int n_best, const float *scores, const float *
     for (int e = 0; e < n_experts; e++) {
         pick p = {scores[e] + bias[e], e};
         int at = count;
+        if (isnan(p.choice))
+            p.choice = -INFINITY;
         while (at > 0 && p.choice > best[at - 1].choice)
             at--;
         if (at >= n_best)

@@ -2,9 +2,10 @@
 #ifndef MQ_KERNELS_CPU_VEC16_AVX2_H
 #define MQ_KERNELS_CPU_VEC16_AVX2_H
 
-#include <immintrin.h>
-
 #include "kernels/cpu/inline.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
 
 enum { VF_LANES = 8 };
 typedef __m256 vf;
@@ -124,4 +125,5 @@ MQ_INLINE void vd_store(double *p, vd s)
     _mm256_storeu_pd(p + 4, s.hi);
 }
 
+#endif
 #endif

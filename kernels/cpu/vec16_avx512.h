@@ -3,9 +3,10 @@
 #ifndef MQ_KERNELS_CPU_VEC16_AVX512_H
 #define MQ_KERNELS_CPU_VEC16_AVX512_H
 
-#include <immintrin.h>
-
 #include "kernels/cpu/inline.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
 
 enum { VF_LANES = 16 };
 typedef __m512 vf;
@@ -105,4 +106,5 @@ MQ_INLINE void vd_store(double *p, vd s)
     _mm512_storeu_pd(p + 8, s.hi);
 }
 
+#endif
 #endif

@@ -73,7 +73,7 @@ MQ_INLINE void widen_mx_rows(const mq_matrix *m, int64_t row0, int64_t n_rows, f
  * src/units.h). */
 MQ_INLINE void widen_unit_row(float *out, const uint8_t *run, int side, int group, float scale0, float scale1)
 {
-    _Alignas(64) float v[4][16];
+    __attribute__((aligned(64))) float v[4][16];
     for (int h = 0; h < VF_HALVES; h++) {
         vf w[4], sv = vf_pairs(scale0, scale1);
         fixed_codes(w, vi_load(run + 4 * h * VF_LANES), side, group);
@@ -111,7 +111,7 @@ MQ_INLINE void widen_units(const mq_matrix *m, int group, int64_t row0, int64_t 
     }
 }
 
-static void widen_rows(const mq_matrix *m, int64_t row0, int64_t n_rows, float *out)
+static inline void widen_rows(const mq_matrix *m, int64_t row0, int64_t n_rows, float *out)
 {
     switch (m->scheme) {
     case MQ_SCHEME_BF16:
