@@ -355,6 +355,7 @@ int main(void)
     tcase_add_test(t, an_existing_file_is_replaced_not_rewritten);
     tcase_add_test(t, an_old_partial_file_is_replaced_even_when_it_is_a_link);
     tcase_add_test(t, output_errors_name_the_path_and_leave_nothing);
+    tcase_add_test(t, appended_pieces_of_any_size_arrive_in_order);
     tcase_add_test(t, a_failed_write_cannot_be_committed);
     tcase_add_test(t, plain_names);
     tcase_add_test(t, folders_are_made_once_and_listed_sorted);
