@@ -1,12 +1,12 @@
 /* Merging with a heap of candidate pairs over a linked list of symbols.
  *
- * The heap holds rank << 32 | position, so its order is the rule's order.  A candidate is not removed when a
- * neighbour's merge makes it stale: when it comes up, the pair at its position is looked up again and the candidate
- * counts only if the result is still the same, which is the library's test.  At most three candidates are pushed
- * for each byte of the piece.
+ * The heap holds rank << 32 | position, so its order is the rule's order.  A candidate is not
+ * removed when a neighbour's merge makes it stale: when it comes up, the pair at its position is
+ * looked up again and the candidate counts only if the result is still the same, which is the
+ * library's test.  At most three candidates are pushed for each byte of the piece.
  *
- * Merges are kept in rows, one for each left id, sorted by right id: a lookup is a binary search in a row.  No hash:
- * the pairs come from a file, and somebody may have chosen them to collide. */
+ * Merges are kept in rows, one for each left id, sorted by right id: a lookup is a binary search in
+ * a row.  No hash: the pairs come from a file, and somebody may have chosen them to collide. */
 #include "src/bpe.h"
 
 #include <stdlib.h>
@@ -27,11 +27,11 @@ struct mq_bpe {
 
 /* One symbol of the piece; a merged one keeps the left position, the right one dies. */
 typedef struct symbol {
-    int32_t id; /* -1: dead */
+    int32_t id;         /* -1: dead */
     int32_t prev, next; /* positions, -1: none */
 } symbol;
 
-enum { CACHE_SLOTS = 4096, CACHE_KEY_BYTES = 26, CACHE_IDS = 9 };
+enum { CACHE_SLOTS = 16384, CACHE_KEY_BYTES = 26, CACHE_IDS = 9 };
 
 typedef struct cache_slot { /* 64 bytes: a cache line */
     int32_t ids[CACHE_IDS];
@@ -62,7 +62,8 @@ static int compare_keys(const void *a, const void *b)
     return (x->rank > y->rank) - (x->rank < y->rank);
 }
 
-static mq_status fill_rows(mq_bpe *b, sort_key *keys, const mq_merge *merges, int64_t n_merges, mq_err *err)
+static mq_status fill_rows(mq_bpe *b, sort_key *keys, const mq_merge *merges, int64_t n_merges,
+                           mq_err *err)
 {
     for (int64_t i = 0; i < n_merges; i++) {
         keys[i].pair = (uint64_t)merges[i].left << 32 | (uint32_t)merges[i].right;
@@ -73,8 +74,8 @@ static mq_status fill_rows(mq_bpe *b, sort_key *keys, const mq_merge *merges, in
         qsort(keys, (size_t)n_merges, sizeof *keys, compare_keys);
     for (int64_t i = 0; i < n_merges; i++) {
         if (i > 0 && keys[i].pair == keys[i - 1].pair)
-            return mq_fail(err, MQ_E_FORMAT, "merge %u joins the same pair as merge %u", keys[i].rank,
-                           keys[i - 1].rank);
+            return mq_fail(err, MQ_E_FORMAT, "merge %u joins the same pair as merge %u",
+                           keys[i].rank, keys[i - 1].rank);
         b->pairs[i] = (pair){(int32_t)(keys[i].pair & 0xFFFFFFFFu), keys[i].rank};
         b->row[(keys[i].pair >> 32) + 1]++;
     }
@@ -83,8 +84,8 @@ static mq_status fill_rows(mq_bpe *b, sort_key *keys, const mq_merge *merges, in
     return MQ_OK;
 }
 
-mq_status mq_bpe_create(mq_bpe **out, const int32_t byte_ids[256], const mq_merge *merges, int64_t n_merges,
-                        int32_t n_ids, mq_err *err)
+mq_status mq_bpe_create(mq_bpe **out, const int32_t byte_ids[256], const mq_merge *merges,
+                        int64_t n_merges, int32_t n_ids, mq_err *err)
 {
     *out = NULL;
     mq_bpe *b = calloc(1, sizeof *b);
@@ -176,7 +177,9 @@ static mq_status reserve(mq_bpe_work *w, int64_t n_bytes, mq_err *err)
     w->ids = malloc((size_t)cap * sizeof *w->ids);
     w->heap = malloc((size_t)cap * 3 * sizeof *w->heap);
     w->cap = w->symbols && w->ids && w->heap ? cap : 0;
-    return w->cap ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "out of memory for a piece of %lld bytes", (long long)n_bytes);
+    return w->cap ? MQ_OK
+                  : mq_fail(err, MQ_E_NOMEM, "out of memory for a piece of %lld bytes",
+                            (long long)n_bytes);
 }
 
 /* ---- merging ---- */
@@ -225,7 +228,8 @@ static void merge_all(const mq_bpe *b, mq_bpe_work *w, const char *piece, int32_
         push_pair(b, w, i);
     while (w->n_heap > 0) {
         uint64_t key = heap_pop(w);
-        int32_t pos = (int32_t)(key & 0xFFFFFFFFu), next = s[pos].next, result = b->results[key >> 32];
+        int32_t pos = (int32_t)(key & 0xFFFFFFFFu), next = s[pos].next,
+                result = b->results[key >> 32];
         uint32_t rank;
         if (s[pos].id < 0 || next < 0 || !find_merge(b, s[pos].id, s[next].id, &rank) ||
             b->results[rank] != result)
@@ -241,7 +245,8 @@ static void merge_all(const mq_bpe *b, mq_bpe_work *w, const char *piece, int32_
     }
 }
 
-/* The cache line of a short piece.  Collisions only cost time, so a plain multiplicative hash (FNV-1a) will do. */
+/* The cache line of a short piece.  Collisions only cost time, so a plain multiplicative hash
+ * (FNV-1a) will do. */
 static cache_slot *find_slot(mq_bpe_work *w, const char *piece, int64_t n_bytes)
 {
     uint32_t h = 2166136261u;
@@ -250,8 +255,8 @@ static cache_slot *find_slot(mq_bpe_work *w, const char *piece, int64_t n_bytes)
     return &w->cache[(h ^ h >> 15) % CACHE_SLOTS];
 }
 
-mq_status mq_bpe_encode(const mq_bpe *b, mq_bpe_work *w, const int32_t **ids, int64_t *n_ids, const char *piece,
-                        int64_t n_bytes, mq_err *err)
+mq_status mq_bpe_encode(const mq_bpe *b, mq_bpe_work *w, const int32_t **ids, int64_t *n_ids,
+                        const char *piece, int64_t n_bytes, mq_err *err)
 {
     cache_slot *slot = w->cache && n_bytes <= CACHE_KEY_BYTES ? find_slot(w, piece, n_bytes) : NULL;
     if (slot && slot->n_bytes == n_bytes && memcmp(slot->key, piece, (size_t)n_bytes) == 0) {

@@ -1,10 +1,11 @@
 /* The two matchers behind pretokenize.h.
  *
- * The Qwen2 matcher tries the pattern's alternatives in order at one position and always advances: the classes L, N,
- * space, newline and other cover everything, so there is never text between matches.  It needs no backtracking
- * beyond one character, and each character is looked at a bounded number of times.
- * The PCRE2 walk repeats the library's iteration: an empty match right behind a match is skipped by one character, and
- * text between two matches is a piece of its own (behavior Isolated). */
+ * The Qwen2 matcher tries the pattern's alternatives in order at one position and always advances:
+ * the classes L, N, space, newline and other cover everything, so there is never text between
+ * matches.  It needs no backtracking beyond one character, and each character is looked at a
+ * bounded number of times. The PCRE2 walk repeats the library's iteration: an empty match right
+ * behind a match is skipped by one character, and text between two matches is a piece of its own
+ * (behavior Isolated). */
 #include "src/pretokenize.h"
 
 #include <stdbool.h>
@@ -123,8 +124,8 @@ mq_status mq_split_create_pcre2(mq_split **out, const char *pattern, mq_err *err
     *out = NULL;
     size_t n_bytes = strlen(pattern);
     if (n_bytes > MAX_PATTERN_BYTES)
-        return mq_fail(err, MQ_E_UNSUPPORTED, "split pattern: %zu bytes, at most %d are read", n_bytes,
-                       MAX_PATTERN_BYTES);
+        return mq_fail(err, MQ_E_UNSUPPORTED, "split pattern: %zu bytes, at most %d are read",
+                       n_bytes, MAX_PATTERN_BYTES);
     mq_split *s = calloc(1, sizeof *s);
     if (!s)
         return mq_fail(err, MQ_E_NOMEM, "out of memory for the split pattern");
@@ -136,7 +137,8 @@ mq_status mq_split_create_pcre2(mq_split **out, const char *pattern, mq_err *err
         PCRE2_UCHAR text[128] = "";
         (void)pcre2_get_error_message(code, text, sizeof text);
         free(s);
-        return mq_fail(err, MQ_E_UNSUPPORTED, "split pattern: %s at byte %zu", (const char *)text, at);
+        return mq_fail(err, MQ_E_UNSUPPORTED, "split pattern: %s at byte %zu", (const char *)text,
+                       at);
     }
     s->has_jit = pcre2_jit_compile(s->code, PCRE2_JIT_COMPLETE) == 0;
     *out = s;
@@ -167,7 +169,8 @@ void mq_split_walk_restart(mq_split_walk *w, const char *text, int64_t n_bytes)
     w->match_start = w->match_end = w->last_match_end = -1;
 }
 
-mq_status mq_split_walk_init(mq_split_walk *w, const mq_split *split, const char *text, int64_t n_bytes, mq_err *err)
+mq_status mq_split_walk_init(mq_split_walk *w, const mq_split *split, const char *text,
+                             int64_t n_bytes, mq_err *err)
 {
     memset(w, 0, sizeof *w);
     w->split = split;
@@ -205,10 +208,12 @@ static mq_status match_failure(const mq_split_walk *w, int rc, mq_err *err)
     PCRE2_UCHAR text[128] = "";
     (void)pcre2_get_error_message(rc, text, sizeof text);
     mq_status st = rc == PCRE2_ERROR_NOMEMORY ? MQ_E_NOMEM : MQ_E_FORMAT;
-    return mq_fail(err, st, "split pattern at byte %lld: %s", (long long)w->search_pos, (const char *)text);
+    return mq_fail(err, st, "split pattern at byte %lld: %s", (long long)w->search_pos,
+                   (const char *)text);
 }
 
-/* Find the next match from search_pos into match_start and match_end; no more: match_start = n_bytes, both equal. */
+/* Find the next match from search_pos into match_start and match_end; no more: match_start =
+ * n_bytes, both equal. */
 static mq_status find_match(mq_split_walk *w, mq_err *err)
 {
     for (;;) {
@@ -217,8 +222,10 @@ static mq_status find_match(mq_split_walk *w, mq_err *err)
             return MQ_OK;
         PCRE2_SPTR text = (PCRE2_SPTR)w->text;
         PCRE2_SIZE n = (PCRE2_SIZE)w->n_bytes, from = (PCRE2_SIZE)w->search_pos;
-        uint32_t options = PCRE2_NO_UTF_CHECK; /* the caller checked; PCRE2 would do it for each match */
-        int rc = pcre2_match(w->split->code, text, n, from, options, w->match_data, w->match_context);
+        uint32_t options =
+            PCRE2_NO_UTF_CHECK; /* the caller checked; PCRE2 would do it for each match */
+        int rc =
+            pcre2_match(w->split->code, text, n, from, options, w->match_data, w->match_context);
         if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
             rc = pcre2_match(w->split->code, text, n, from, options | PCRE2_NO_JIT, w->match_data,
                              w->match_context);
@@ -230,12 +237,14 @@ static mq_status find_match(mq_split_walk *w, mq_err *err)
             return match_failure(w, rc, err);
         const PCRE2_SIZE *o = pcre2_get_ovector_pointer(w->match_data);
         if (o[0] > o[1] || o[0] < from)
-            return mq_fail(err, MQ_E_UNSUPPORTED, "split pattern: a match ends before it starts (\\K)");
+            return mq_fail(err, MQ_E_UNSUPPORTED,
+                           "split pattern: a match ends before it starts (\\K)");
         if (o[0] == o[1] && (int64_t)o[1] == w->last_match_end) {
             int32_t cp;
-            w->search_pos += w->search_pos < w->n_bytes
-                                 ? mq_unicode_next(w->text + w->search_pos, w->n_bytes - w->search_pos, &cp)
-                                 : 1;
+            w->search_pos +=
+                w->search_pos < w->n_bytes
+                    ? mq_unicode_next(w->text + w->search_pos, w->n_bytes - w->search_pos, &cp)
+                    : 1;
             continue;
         }
         w->match_start = (int64_t)o[0];

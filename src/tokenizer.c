@@ -1,8 +1,9 @@
 /* The public face of the tokenizer: opening, and the order of the steps.
  *
- * Encoding, as the library does it: added tokens marked normalized=false are cut out of the text as it came, leftmost
- * first and the longest at a place; each stretch between them is brought to NFC by itself; added tokens marked
- * normalized=true are cut out of that; what remains is split by the pattern and merged piece by piece. */
+ * Encoding, as the library does it: added tokens marked normalized=false are cut out of the text as
+ * it came, leftmost first and the longest at a place; each stretch between them is brought to NFC
+ * by itself; added tokens marked normalized=true are cut out of that; what remains is split by the
+ * pattern and merged piece by piece. */
 #include "src/tokenizer.h"
 
 #include <stdlib.h>
@@ -12,7 +13,7 @@
 #include "src/tokenizer_json.h"
 #include "src/unicode.h"
 
-enum { MAX_FILE_BYTES = 256 << 20, MAX_TEXT_BYTES = 1 << 30, CACHE_FROM_BYTES = 4096 };
+enum { MAX_FILE_BYTES = 256 << 20, MAX_TEXT_BYTES = 1 << 30, CACHE_FROM_BYTES = 16384 };
 
 struct mq_tokenizer {
     mq_tokenizer_parts p;
@@ -76,7 +77,8 @@ mq_status mq_tokenizer_open(mq_tokenizer **out, const char *path, mq_err *err)
     return st;
 }
 
-mq_status mq_tokenizer_parse(mq_tokenizer **out, const char *json, int64_t n_bytes, const char *name, mq_err *err)
+mq_status mq_tokenizer_parse(mq_tokenizer **out, const char *json, int64_t n_bytes,
+                             const char *name, mq_err *err)
 {
     *out = NULL;
     mq_json *doc = NULL;
@@ -135,7 +137,8 @@ static mq_status encode_plain(job *j, const char *text, int64_t n_bytes, mq_err 
 
 /* Cut needles out of text and hand what lies between them to the next step. */
 static mq_status encode_around(job *j, const mq_needles *needles, const char *text, int64_t n_bytes,
-                               mq_status (*next)(job *, const char *, int64_t, mq_err *), mq_err *err)
+                               mq_status (*next)(job *, const char *, int64_t, mq_err *),
+                               mq_err *err)
 {
     int64_t start = 0;
     if (j->with_added && needles->n > 0) {
@@ -165,12 +168,14 @@ static mq_status encode_raw(job *j, const char *text, int64_t n_bytes, mq_err *e
     return encode_around(j, &j->p->vocab.normal, text, n_bytes, encode_plain, err);
 }
 
-mq_status mq_tokenizer_encode(const mq_tokenizer *t, mq_tokens *out, const char *text, int64_t n_bytes,
-                              bool with_added, mq_err *err)
+mq_status mq_tokenizer_encode(const mq_tokenizer *t, mq_tokens *out, const char *text,
+                              int64_t n_bytes, bool with_added, mq_err *err)
 {
     if (n_bytes < 0 || n_bytes > MAX_TEXT_BYTES)
-        return mq_fail(err, MQ_E_ARG, "text of %lld bytes, at most %d are encoded at once", (long long)n_bytes,
-                       MAX_TEXT_BYTES);
+        return mq_fail(err, MQ_E_ARG, "text of %lld bytes, at most %d are encoded at once",
+                       (long long)n_bytes, MAX_TEXT_BYTES);
+    if (n_bytes == 0)
+        return MQ_OK; /* text may be NULL */
     mq_status st = mq_unicode_check(text, n_bytes, err);
     if (st != MQ_OK)
         return mq_wrap(err, st, "text");
@@ -191,7 +196,8 @@ mq_status mq_tokenizer_encode(const mq_tokenizer *t, mq_tokens *out, const char 
 
 /* ---- decoding ---- */
 
-mq_status mq_tokenizer_token_bytes(const mq_tokenizer *t, mq_buf *out, int32_t id, bool skip_special, mq_err *err)
+mq_status mq_tokenizer_token_bytes(const mq_tokenizer *t, mq_buf *out, int32_t id,
+                                   bool skip_special, mq_err *err)
 {
     const mq_vocab *v = &t->p.vocab;
     const mq_token *token = mq_vocab_get(v, id);
@@ -204,8 +210,8 @@ mq_status mq_tokenizer_token_bytes(const mq_tokenizer *t, mq_buf *out, int32_t i
     return mq_buf_status(out, err);
 }
 
-mq_status mq_tokenizer_decode(const mq_tokenizer *t, mq_buf *out, const int32_t *ids, int64_t n, bool skip_special,
-                              mq_err *err)
+mq_status mq_tokenizer_decode(const mq_tokenizer *t, mq_buf *out, const int32_t *ids, int64_t n,
+                              bool skip_special, mq_err *err)
 {
     mq_buf bytes = mq_buf_empty();
     mq_status st = MQ_OK;

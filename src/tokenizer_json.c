@@ -1,9 +1,10 @@
-/* tokenizer.json, strictly: every member that changes ids or text is either understood or refused by name, and a member
- * we have never heard of is refused too.  Nothing is guessed from names of models.
+/* tokenizer.json, strictly: every member that changes ids or text is either understood or refused
+ * by name, and a member we have never heard of is refused too.  Nothing is guessed from names of
+ * models.
  *
- * Ids are checked against the library's numbering: it ignores the ids of added tokens in the file and counts on from
- * the vocabulary, in the order of the list.  A file where the two differ means different things to different readers,
- * so it is refused. */
+ * Ids are checked against the library's numbering: it ignores the ids of added tokens in the file
+ * and counts on from the vocabulary, in the order of the list.  A file where the two differ means
+ * different things to different readers, so it is refused. */
 #include "src/tokenizer_json.h"
 
 #include <stdio.h>
@@ -14,8 +15,8 @@
 
 /* ---- small helpers; where names the object in error texts ---- */
 
-static mq_status get_member(const mq_json_node **out, const mq_json_node *obj, const char *where, const char *key,
-                            mq_json_type type, mq_err *err)
+static mq_status get_member(const mq_json_node **out, const mq_json_node *obj, const char *where,
+                            const char *key, mq_json_type type, mq_err *err)
 {
     *out = mq_json_find(obj, key);
     if (!*out)
@@ -26,7 +27,8 @@ static mq_status get_member(const mq_json_node **out, const mq_json_node *obj, c
     return MQ_OK;
 }
 
-static mq_status get_bool(bool *out, const mq_json_node *obj, const char *where, const char *key, mq_err *err)
+static mq_status get_bool(bool *out, const mq_json_node *obj, const char *where, const char *key,
+                          mq_err *err)
 {
     const mq_json_node *n;
     MQ_TRY(get_member(&n, obj, where, key, MQ_JSON_BOOL, err));
@@ -34,7 +36,8 @@ static mq_status get_bool(bool *out, const mq_json_node *obj, const char *where,
     return MQ_OK;
 }
 
-static mq_status want_bool(const mq_json_node *obj, const char *where, const char *key, bool value, mq_err *err)
+static mq_status want_bool(const mq_json_node *obj, const char *where, const char *key, bool value,
+                           mq_err *err)
 {
     bool found = false;
     MQ_TRY(get_bool(&found, obj, where, key, err));
@@ -45,7 +48,8 @@ static mq_status want_bool(const mq_json_node *obj, const char *where, const cha
 }
 
 /* Absent, null, false or "": the member asks for nothing. */
-static mq_status want_nothing(const mq_json_node *obj, const char *where, const char *key, mq_err *err)
+static mq_status want_nothing(const mq_json_node *obj, const char *where, const char *key,
+                              mq_err *err)
 {
     const mq_json_node *n = mq_json_find(obj, key);
     bool value = true;
@@ -55,8 +59,8 @@ static mq_status want_nothing(const mq_json_node *obj, const char *where, const 
     return mq_fail(err, MQ_E_UNSUPPORTED, "%s.%s is set, which is not supported", where, key);
 }
 
-static mq_status want_string(const mq_json_node *obj, const char *where, const char *key, const char *value,
-                             mq_err *err)
+static mq_status want_string(const mq_json_node *obj, const char *where, const char *key,
+                             const char *value, mq_err *err)
 {
     const mq_json_node *n;
     MQ_TRY(get_member(&n, obj, where, key, MQ_JSON_STRING, err));
@@ -67,14 +71,16 @@ static mq_status want_string(const mq_json_node *obj, const char *where, const c
 }
 
 /* Every member's key is in the list keys, which a NULL ends. */
-static mq_status check_keys(const mq_json_node *obj, const char *where, const char *const *keys, mq_err *err)
+static mq_status check_keys(const mq_json_node *obj, const char *where, const char *const *keys,
+                            mq_err *err)
 {
     for (const mq_json_node *n = mq_json_first(obj); n; n = mq_json_next(n)) {
         int i = 0;
         while (keys[i] && strcmp(keys[i], mq_json_key(n)) != 0)
             i++;
         if (!keys[i])
-            return mq_fail(err, MQ_E_UNSUPPORTED, "%s: member '%s' is not known", where, mq_json_key(n));
+            return mq_fail(err, MQ_E_UNSUPPORTED, "%s: member '%s' is not known", where,
+                           mq_json_key(n));
     }
     return MQ_OK;
 }
@@ -87,7 +93,8 @@ static mq_status read_normalizer(bool *nfc, const mq_json_node *n, mq_err *err)
     if (mq_json_type_of(n) == MQ_JSON_NULL)
         return MQ_OK;
     if (mq_json_type_of(n) != MQ_JSON_OBJECT)
-        return mq_fail(err, MQ_E_FORMAT, "normalizer: %s, expected object", mq_json_type_name(mq_json_type_of(n)));
+        return mq_fail(err, MQ_E_FORMAT, "normalizer: %s, expected object",
+                       mq_json_type_name(mq_json_type_of(n)));
     const mq_json_node *type, *list;
     MQ_TRY(check_keys(n, "normalizer", keys, err));
     MQ_TRY(get_member(&type, n, "normalizer", "type", MQ_JSON_STRING, err));
@@ -96,7 +103,8 @@ static mq_status read_normalizer(bool *nfc, const mq_json_node *n, mq_err *err)
         return MQ_OK;
     }
     if (strcmp(mq_json_string(type), "Sequence") != 0)
-        return mq_fail(err, MQ_E_UNSUPPORTED, "normalizer.type is '%s', only NFC (or a Sequence of it) is supported",
+        return mq_fail(err, MQ_E_UNSUPPORTED,
+                       "normalizer.type is '%s', only NFC (or a Sequence of it) is supported",
                        mq_json_string(type));
     MQ_TRY(get_member(&list, n, "normalizer", "normalizers", MQ_JSON_ARRAY, err));
     for (const mq_json_node *i = mq_json_first(list); i; i = mq_json_next(i))
@@ -120,7 +128,8 @@ static mq_status read_split(mq_split **out, const mq_json_node *n, mq_err *err)
     return mq_split_create(out, mq_json_string(regex), err);
 }
 
-static const char *const byte_level_keys[] = {"type", "add_prefix_space", "trim_offsets", "use_regex", NULL};
+static const char *const byte_level_keys[] = {"type", "add_prefix_space", "trim_offsets",
+                                              "use_regex", NULL};
 
 static mq_status read_pre_tokenizer(mq_split **out, const mq_json_node *n, mq_err *err)
 {
@@ -131,7 +140,8 @@ static mq_status read_pre_tokenizer(mq_split **out, const mq_json_node *n, mq_er
     MQ_TRY(check_keys(n, "pre_tokenizer", keys, err));
     MQ_TRY(get_member(&list, n, "pre_tokenizer", "pretokenizers", MQ_JSON_ARRAY, err));
     if (mq_json_count(list) != 2)
-        return mq_fail(err, MQ_E_UNSUPPORTED, "pre_tokenizer: %lld steps, only Split and then ByteLevel is supported",
+        return mq_fail(err, MQ_E_UNSUPPORTED,
+                       "pre_tokenizer: %lld steps, only Split and then ByteLevel is supported",
                        (long long)mq_json_count(list));
     const mq_json_node *split = mq_json_first(list), *byte_level = mq_json_next(split);
     if (mq_json_type_of(split) != MQ_JSON_OBJECT || mq_json_type_of(byte_level) != MQ_JSON_OBJECT)
@@ -144,7 +154,8 @@ static mq_status read_pre_tokenizer(mq_split **out, const mq_json_node *n, mq_er
 }
 
 /* A decoder or post_processor: ByteLevel, whose settings change neither ids nor text there. */
-static mq_status want_byte_level(const mq_json_node *root, const char *key, bool may_be_null, mq_err *err)
+static mq_status want_byte_level(const mq_json_node *root, const char *key, bool may_be_null,
+                                 mq_err *err)
 {
     const mq_json_node *n = mq_json_find(root, key);
     if (may_be_null && (!n || mq_json_type_of(n) == MQ_JSON_NULL))
@@ -165,7 +176,8 @@ static mq_status measure(extent *e, const char *text, const mq_json_node *id_nod
 {
     int64_t id;
     if (!mq_json_int(id_node, &id) || id < 0 || id >= MQ_VOCAB_MAX_IDS)
-        return mq_fail(err, MQ_E_FORMAT, "token '%s': id is not an integer from 0 to %d", text, MQ_VOCAB_MAX_IDS - 1);
+        return mq_fail(err, MQ_E_FORMAT, "token '%s': id is not an integer from 0 to %d", text,
+                       MQ_VOCAB_MAX_IDS - 1);
     if (id > e->max_id)
         e->max_id = id;
     e->n_text_bytes += (int64_t)strlen(text) + 1;
@@ -173,7 +185,8 @@ static mq_status measure(extent *e, const char *text, const mq_json_node *id_nod
     return MQ_OK;
 }
 
-static mq_status measure_all(extent *e, const mq_json_node *vocab, const mq_json_node *added, mq_err *err)
+static mq_status measure_all(extent *e, const mq_json_node *vocab, const mq_json_node *added,
+                             mq_err *err)
 {
     for (const mq_json_node *n = mq_json_first(vocab); n; n = mq_json_next(n))
         MQ_TRY(measure(e, mq_json_key(n), n, err));
@@ -222,12 +235,14 @@ static mq_status read_added(mq_vocab *v, const mq_json_node *list, int64_t n_voc
         MQ_TRY(want_bool(n, where, "rstrip", false, err));
         MQ_TRY(get_bool(&flags.normalized, n, where, "normalized", err));
         MQ_TRY(get_bool(&flags.special, n, where, "special", err));
-        /* The library: an added token that the vocabulary has keeps that id, any other gets the next free one. */
+        /* The library: an added token that the vocabulary has keeps that id, any other gets the
+         * next free one. */
         int64_t expected = mq_vocab_find(v, text, n_text);
         if (expected < 0)
             expected = max_added >= n_vocab ? max_added + 1 : n_vocab;
         if (id != expected)
-            return mq_fail(err, MQ_E_FORMAT, "%s: id %lld, expected %lld (ids follow the vocabulary's, in order)",
+            return mq_fail(err, MQ_E_FORMAT,
+                           "%s: id %lld, expected %lld (ids follow the vocabulary's, in order)",
                            where, (long long)id, (long long)expected);
         MQ_TRY(mq_vocab_add(v, id, text, flags, err));
         if (id > max_added)
@@ -239,20 +254,24 @@ static mq_status read_added(mq_vocab *v, const mq_json_node *list, int64_t n_voc
 /* ---- merges ---- */
 
 /* Both sides of merge number i: ["a", "b"] or "a b". */
-static mq_status merge_sides(const mq_json_node *n, int64_t i, const char *side[2], int64_t n_bytes[2], mq_err *err)
+static mq_status merge_sides(const mq_json_node *n, int64_t i, const char *side[2],
+                             int64_t n_bytes[2], mq_err *err)
 {
     const char *text = mq_json_string(n);
     if (text) {
         const char *space = strchr(text, ' ');
         if (!space || strchr(space + 1, ' '))
-            return mq_fail(err, MQ_E_FORMAT, "merge %lld '%s': expected two tokens and one space", (long long)i, text);
+            return mq_fail(err, MQ_E_FORMAT, "merge %lld '%s': expected two tokens and one space",
+                           (long long)i, text);
         side[0] = text;
         side[1] = space + 1;
         n_bytes[0] = space - text;
     } else {
         const mq_json_node *a = mq_json_first(n), *b = a ? mq_json_next(a) : NULL;
-        if (mq_json_type_of(n) != MQ_JSON_ARRAY || mq_json_count(n) != 2 || !mq_json_string(a) || !mq_json_string(b))
-            return mq_fail(err, MQ_E_FORMAT, "merge %lld: expected a string or two strings", (long long)i);
+        if (mq_json_type_of(n) != MQ_JSON_ARRAY || mq_json_count(n) != 2 || !mq_json_string(a) ||
+            !mq_json_string(b))
+            return mq_fail(err, MQ_E_FORMAT, "merge %lld: expected a string or two strings",
+                           (long long)i);
         side[0] = mq_json_string(a);
         side[1] = mq_json_string(b);
         n_bytes[0] = (int64_t)strlen(side[0]);
@@ -261,8 +280,8 @@ static mq_status merge_sides(const mq_json_node *n, int64_t i, const char *side[
     return MQ_OK;
 }
 
-static mq_status read_merge(mq_merge *out, const mq_vocab *v, const mq_json_node *n, int64_t i, mq_buf *joined,
-                            mq_err *err)
+static mq_status read_merge(mq_merge *out, const mq_vocab *v, const mq_json_node *n, int64_t i,
+                            mq_buf *joined, mq_err *err)
 {
     const char *side[2];
     int64_t n_bytes[2];
@@ -272,15 +291,15 @@ static mq_status read_merge(mq_merge *out, const mq_vocab *v, const mq_json_node
     for (int k = 0; k < 2; k++) {
         id[k] = mq_vocab_find(v, side[k], n_bytes[k]);
         if (id[k] < 0)
-            return mq_fail(err, MQ_E_FORMAT, "merge %lld: '%.*s' is not in the vocabulary", (long long)i,
-                           (int)(n_bytes[k] < 200 ? n_bytes[k] : 200), side[k]);
+            return mq_fail(err, MQ_E_FORMAT, "merge %lld: '%.*s' is not in the vocabulary",
+                           (long long)i, (int)(n_bytes[k] < 200 ? n_bytes[k] : 200), side[k]);
         mq_buf_append(joined, side[k], n_bytes[k]);
     }
     MQ_TRY(mq_buf_status(joined, err));
     int32_t result = joined->data ? mq_vocab_find(v, joined->data, joined->n_bytes) : -1;
     if (result < 0)
-        return mq_fail(err, MQ_E_FORMAT, "merge %lld: the result '%.200s' is not in the vocabulary", (long long)i,
-                       joined->data ? joined->data : "");
+        return mq_fail(err, MQ_E_FORMAT, "merge %lld: the result '%.200s' is not in the vocabulary",
+                       (long long)i, joined->data ? joined->data : "");
     *out = (mq_merge){id[0], id[1], result};
     return MQ_OK;
 }
@@ -292,8 +311,8 @@ static mq_status read_byte_ids(int32_t byte_ids[256], const mq_vocab *v, mq_err 
         int n = mq_unicode_put(text, mq_byte_to_char(b));
         byte_ids[b] = mq_vocab_find(v, text, n);
         if (byte_ids[b] < 0)
-            return mq_fail(err, MQ_E_UNSUPPORTED, "model.vocab: no token for byte 0x%02X ('%.*s')", (unsigned)b, n,
-                           text);
+            return mq_fail(err, MQ_E_UNSUPPORTED, "model.vocab: no token for byte 0x%02X ('%.*s')",
+                           (unsigned)b, n, text);
     }
     return MQ_OK;
 }
@@ -303,7 +322,8 @@ static mq_status read_merges(mq_bpe **out, const mq_vocab *v, const mq_json_node
     int32_t byte_ids[256];
     MQ_TRY(read_byte_ids(byte_ids, v, err));
     int64_t n_merges = mq_json_count(list), i = 0;
-    mq_merge *merges = n_merges < INT32_MAX ? malloc(((size_t)n_merges + 1) * sizeof *merges) : NULL;
+    mq_merge *merges =
+        n_merges < INT32_MAX ? malloc(((size_t)n_merges + 1) * sizeof *merges) : NULL;
     if (!merges)
         return mq_fail(err, MQ_E_NOMEM, "out of memory for %lld merges", (long long)n_merges);
     mq_buf joined = mq_buf_empty();
@@ -319,11 +339,24 @@ static mq_status read_merges(mq_bpe **out, const mq_vocab *v, const mq_json_node
 
 static mq_status check_model(const mq_json_node *model, mq_err *err)
 {
-    static const char *const keys[] = {"type",       "dropout",   "unk_token",     "continuing_subword_prefix",
-                                       "fuse_unk",   "vocab",     "end_of_word_suffix",
-                                       "merges",     "byte_fallback", "ignore_merges", NULL};
-    static const char *const unset[] = {"dropout",       "unk_token",     "continuing_subword_prefix", "end_of_word_suffix",
-                                        "byte_fallback", "ignore_merges", NULL};
+    static const char *const keys[] = {"type",
+                                       "dropout",
+                                       "unk_token",
+                                       "continuing_subword_prefix",
+                                       "fuse_unk",
+                                       "vocab",
+                                       "end_of_word_suffix",
+                                       "merges",
+                                       "byte_fallback",
+                                       "ignore_merges",
+                                       NULL};
+    static const char *const unset[] = {"dropout",
+                                        "unk_token",
+                                        "continuing_subword_prefix",
+                                        "end_of_word_suffix",
+                                        "byte_fallback",
+                                        "ignore_merges",
+                                        NULL};
     MQ_TRY(want_string(model, "model", "type", "BPE", err));
     MQ_TRY(check_keys(model, "model", keys, err));
     for (int i = 0; unset[i]; i++)
@@ -350,11 +383,12 @@ static mq_status read_model(mq_tokenizer_parts *p, const mq_json_node *root, mq_
 
 static mq_status read_parts(mq_tokenizer_parts *p, const mq_json_node *root, mq_err *err)
 {
-    static const char *const keys[] = {"version",    "truncation",    "padding",        "added_tokens",
-                                       "normalizer", "pre_tokenizer", "post_processor", "decoder",
-                                       "model",      NULL};
+    static const char *const keys[] = {
+        "version",       "truncation",     "padding", "added_tokens", "normalizer",
+        "pre_tokenizer", "post_processor", "decoder", "model",        NULL};
     if (mq_json_type_of(root) != MQ_JSON_OBJECT)
-        return mq_fail(err, MQ_E_FORMAT, "%s, expected object", mq_json_type_name(mq_json_type_of(root)));
+        return mq_fail(err, MQ_E_FORMAT, "%s, expected object",
+                       mq_json_type_name(mq_json_type_of(root)));
     MQ_TRY(check_keys(root, "tokenizer", keys, err));
     MQ_TRY(want_string(root, "tokenizer", "version", "1.0", err));
     MQ_TRY(want_nothing(root, "tokenizer", "truncation", err));

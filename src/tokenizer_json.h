@@ -24,8 +24,8 @@ typedef struct mq_tokenizer_parts {
     bool nfc;
 } mq_tokenizer_parts;
 
-/* Fill p from a document, which may be freed afterwards.  MQ_E_FORMAT, MQ_E_UNSUPPORTED, MQ_E_NOMEM name the member;
- * p is empty then. */
+/* Fill p from a document, which may be freed afterwards.  MQ_E_FORMAT, MQ_E_UNSUPPORTED, MQ_E_NOMEM
+ * name the member; p is empty then. */
 mq_status mq_tokenizer_json_read(mq_tokenizer_parts *p, const mq_json_node *root, mq_err *err);
 void mq_tokenizer_parts_release(mq_tokenizer_parts *p);
 

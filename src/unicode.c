@@ -1,9 +1,10 @@
 /* UTF-8, character classes and NFC; unicode.h says which Unicode versions and why.
  *
- * NFC works on spans: one ASCII character (it may take the mark that follows) and the run of non-ASCII behind it.
- * An ASCII character is a starter that never composes with what stands before it, so spans are independent, and
- * prose costs little.  utf8proc decomposes and composes, but its canonical ordering is an insertion sort, quadratic in
- * a hostile run of marks: ordering is done here, by counting. */
+ * NFC works on spans: one ASCII character (it may take the mark that follows) and the run of
+ * non-ASCII behind it. An ASCII character is a starter that never composes with what stands before
+ * it, so spans are independent, and prose costs little.  utf8proc decomposes and composes, but its
+ * canonical ordering is an insertion sort, quadratic in a hostile run of marks: ordering is done
+ * here, by counting. */
 #include "src/unicode.h"
 
 #include <stdlib.h>
@@ -28,19 +29,20 @@ static const range new_numbers[] = {
     {0x10D40, 0x10D49}, {0x116D0, 0x116E3}, {0x11BF0, 0x11BF9}, {0x16130, 0x16139},
     {0x16D70, 0x16D79}, {0x1CCF0, 0x1CCF9}, {0x1E5F1, 0x1E5FA},
 };
-/* Marks with a combining class that the library's NFC takes for starters; U+11930, which it does not compose; and
- * U+11A7, just before the first trailing Hangul jamo, which utf8proc 2.8 takes for an empty one and drops. */
+/* Marks with a combining class that the library's NFC takes for starters; U+11930, which it does
+ * not compose; and U+11A7, just before the first trailing Hangul jamo, which utf8proc 2.8 takes for
+ * an empty one and drops. */
 static const range old_starters[] = {
     {0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},
-    {0xC3C, 0xC3C},     {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x11A7, 0x11A7},   {0x1715, 0x1715},
-    {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0xA82C, 0xA82C},   {0x10D24, 0x10D27},
-    {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF}, {0x10F46, 0x10F50}, {0x10F82, 0x10F85},
-    {0x11070, 0x11070}, {0x1133B, 0x1133B}, {0x1145E, 0x1145E}, {0x11839, 0x1183A},
-    {0x11930, 0x11930}, {0x1193D, 0x1193E}, {0x11943, 0x11943}, {0x119E0, 0x119E0},
-    {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99}, {0x11D42, 0x11D42},
-    {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x11F41, 0x11F42}, {0x16FF0, 0x16FF1},
-    {0x1E08F, 0x1E08F}, {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF},
-    {0x1E4EC, 0x1E4EF},
+    {0xC3C, 0xC3C},     {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x11A7, 0x11A7},
+    {0x1715, 0x1715},   {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0xA82C, 0xA82C},
+    {0x10D24, 0x10D27}, {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF}, {0x10F46, 0x10F50},
+    {0x10F82, 0x10F85}, {0x11070, 0x11070}, {0x1133B, 0x1133B}, {0x1145E, 0x1145E},
+    {0x11839, 0x1183A}, {0x11930, 0x11930}, {0x1193D, 0x1193E}, {0x11943, 0x11943},
+    {0x119E0, 0x119E0}, {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99},
+    {0x11D42, 0x11D42}, {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x11F41, 0x11F42},
+    {0x16FF0, 0x16FF1}, {0x1E08F, 0x1E08F}, {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE},
+    {0x1E2EC, 0x1E2EF}, {0x1E4EC, 0x1E4EF},
 };
 
 #define N_OF(array) ((int)(sizeof(array) / sizeof((array)[0])))
@@ -195,14 +197,15 @@ bool mq_unicode_is_plain(const char *text, int64_t n_bytes)
 {
     int64_t i = ascii_run(text, n_bytes);
     for (; i < n_bytes; i++)
-        if ((uint8_t)text[i] >= 0xCC) /* leads U+0300 and above; continuation bytes are below 0xC0 */
+        if ((uint8_t)text[i] >=
+            0xCC) /* leads U+0300 and above; continuation bytes are below 0xC0 */
             return false;
     return true;
 }
 
 /* Code points of one span; grown once to the longest, then reused. */
 typedef struct span {
-    int32_t *cp; /* [cap] decomposed */
+    int32_t *cp;  /* [cap] decomposed */
     int32_t *tmp; /* [cap] for ordering */
     int64_t n, cap;
 } span;
@@ -222,7 +225,8 @@ static mq_status span_reserve(span *s, int64_t n_more, mq_err *err)
     if (tmp)
         s->tmp = tmp;
     if (!cp || !tmp)
-        return mq_fail(err, MQ_E_NOMEM, "out of memory for NFC of %lld code points", (long long)cap);
+        return mq_fail(err, MQ_E_NOMEM, "out of memory for NFC of %lld code points",
+                       (long long)cap);
     s->cap = cap;
     return MQ_OK;
 }

@@ -1,10 +1,11 @@
-/* The token table.  Texts are copied into one pool of known size, so that the map may borrow them at once.
+/* The token table.  Texts are copied into one pool of known size, so that the map may borrow them
+ * at once.
  *
- * A token's bytes are what decoding gives: every code point of its text stands for one byte (GPT-2's table), or, when
- * one of them stands for none, the text itself.  The library treats added tokens the same way, so an added token
- * "é" decodes to the byte E9; released ones are ASCII, where both readings agree.
- * Added tokens are found by narrowing a sorted list byte by byte: the longest match at a place costs at most its
- * length times the logarithm of their number. */
+ * A token's bytes are what decoding gives: every code point of its text stands for one byte
+ * (GPT-2's table), or, when one of them stands for none, the text itself.  The library treats added
+ * tokens the same way, so an added token "é" decodes to the byte E9; released ones are ASCII, where
+ * both readings agree. Added tokens are found by narrowing a sorted list byte by byte: the longest
+ * match at a place costs at most its length times the logarithm of their number. */
 #include "src/vocab.h"
 
 #include <stdlib.h>
@@ -12,7 +13,8 @@
 
 #include "src/unicode.h"
 
-/* Bytes that stand for themselves are printable Latin-1; the other 68 are moved to U+0100 and up, in order. */
+/* Bytes that stand for themselves are printable Latin-1; the other 68 are moved to U+0100 and up,
+ * in order. */
 static bool stands_for_itself(int32_t c)
 {
     return (c >= 0x21 && c <= 0x7E) || (c >= 0xA1 && c <= 0xFF && c != 0xAD);
@@ -35,16 +37,18 @@ int32_t mq_byte_to_char(int byte)
     return byte <= 0x20 ? 0x100 + byte : byte == 0xAD ? 0x143 : 0x121 + byte - 0x7F;
 }
 
-mq_status mq_vocab_create(mq_vocab *v, int32_t n_ids, int64_t n_tokens, int64_t n_text_bytes, mq_err *err)
+mq_status mq_vocab_create(mq_vocab *v, int32_t n_ids, int64_t n_tokens, int64_t n_text_bytes,
+                          mq_err *err)
 {
     memset(v, 0, sizeof *v);
     v->n_ids = n_ids;
     v->text_cap = n_text_bytes;
     v->tokens = calloc((size_t)n_ids + 1, sizeof *v->tokens);
     v->text_pool = malloc((size_t)n_text_bytes + 1);
-    mq_status st = v->tokens && v->text_pool ? mq_map_create(&v->ids, n_tokens, err)
-                                             : mq_fail(err, MQ_E_NOMEM, "out of memory for %lld tokens",
-                                                       (long long)n_tokens);
+    mq_status st =
+        v->tokens && v->text_pool
+            ? mq_map_create(&v->ids, n_tokens, err)
+            : mq_fail(err, MQ_E_NOMEM, "out of memory for %lld tokens", (long long)n_tokens);
     if (st != MQ_OK)
         mq_vocab_release(v);
     return st;
@@ -75,17 +79,20 @@ mq_status mq_vocab_add(mq_vocab *v, int64_t id, const char *text, mq_token flags
 {
     int64_t n = (int64_t)strlen(text);
     if (id < 0 || id >= v->n_ids)
-        return mq_fail(err, MQ_E_FORMAT, "token '%s': id %lld, expected 0 to %d", text, (long long)id, v->n_ids - 1);
+        return mq_fail(err, MQ_E_FORMAT, "token '%s': id %lld, expected 0 to %d", text,
+                       (long long)id, v->n_ids - 1);
     if (n >= v->text_cap - v->text_used)
         return mq_fail(err, MQ_E_BUG, "token '%s': more text than announced", text);
     mq_token *t = &v->tokens[id];
     int32_t known = mq_vocab_find(v, text, n);
     if (known >= 0 && known != id)
-        return mq_fail(err, MQ_E_FORMAT, "token '%s' has two ids, %d and %lld", text, known, (long long)id);
+        return mq_fail(err, MQ_E_FORMAT, "token '%s' has two ids, %d and %lld", text, known,
+                       (long long)id);
     if (known >= 0 && (t->added || !flags.added))
         return mq_fail(err, MQ_E_FORMAT, "token '%s' is listed twice", text);
     if (known < 0 && t->text)
-        return mq_fail(err, MQ_E_FORMAT, "id %lld belongs to two tokens, '%s' and '%s'", (long long)id, t->text, text);
+        return mq_fail(err, MQ_E_FORMAT, "id %lld belongs to two tokens, '%s' and '%s'",
+                       (long long)id, t->text, text);
     if (known < 0) {
         char *copy = v->text_pool + v->text_used;
         memcpy(copy, text, (size_t)n + 1);
@@ -135,18 +142,20 @@ static void seal_needles(mq_needles *s)
         s->first[(uint8_t)s->at[i].text[0]] = true;
 }
 
-/* A token found after NFC must be its own NFC form: otherwise the library finds and prints another text than the file's. */
+/* A token found after NFC must be its own NFC form: otherwise the library finds and prints another
+ * text than the file's. */
 static mq_status check_added(const mq_token *t, int32_t id, bool nfc, mq_buf *scratch, mq_err *err)
 {
     if (t->n_text == 0 || t->n_text > MQ_VOCAB_MAX_ADDED_BYTES)
-        return mq_fail(err, MQ_E_UNSUPPORTED, "added token %d: %d bytes long, expected 1 to %d", id, t->n_text,
-                       MQ_VOCAB_MAX_ADDED_BYTES);
+        return mq_fail(err, MQ_E_UNSUPPORTED, "added token %d: %d bytes long, expected 1 to %d", id,
+                       t->n_text, MQ_VOCAB_MAX_ADDED_BYTES);
     if (!t->normalized || !nfc)
         return MQ_OK;
     mq_buf_clear(scratch);
     MQ_TRY(mq_unicode_nfc(scratch, t->text, t->n_text, err));
     if (scratch->n_bytes != t->n_text || memcmp(scratch->data, t->text, (size_t)t->n_text) != 0)
-        return mq_fail(err, MQ_E_UNSUPPORTED, "added token '%s' is marked normalized, and NFC changes it", t->text);
+        return mq_fail(err, MQ_E_UNSUPPORTED,
+                       "added token '%s' is marked normalized, and NFC changes it", t->text);
     return MQ_OK;
 }
 
@@ -184,7 +193,8 @@ mq_status mq_vocab_finish(mq_vocab *v, bool nfc, mq_err *err)
     return st;
 }
 
-/* First needle in [lo, hi) whose byte at depth is at least b; all of them share the bytes before depth. */
+/* First needle in [lo, hi) whose byte at depth is at least b; all of them share the bytes before
+ * depth. */
 static int32_t lower_bound(const mq_needles *s, int32_t lo, int32_t hi, int32_t depth, int b)
 {
     while (lo < hi) {

@@ -1,6 +1,6 @@
-/* Noise as a tokenizer.json.  Input that begins with '{' is the whole file; any other input completes a file that
- * begins with the 256 byte tokens, which mutation would never keep whole.  What parses must encode and decode without
- * fault: ids below n_ids, text in UTF-8. */
+/* Noise as a tokenizer.json.  Input that begins with '{' is the whole file; any other input
+ * completes a file that begins with the 256 byte tokens, which mutation would never keep whole.
+ * What parses must encode and decode without fault: ids below n_ids, text in UTF-8. */
 #include <assert.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -15,7 +15,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
 /* A file up to the 256th token; rest begins with more tokens, or closes the vocabulary. */
 static void build(mq_buf *b, const char *rest, int64_t n_bytes)
 {
-    mq_buf_str(b, "{\"version\":\"1.0\",\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{");
+    mq_buf_str(b, "{\"version\":\"1.0\",\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":"
+                  "\"BPE\",\"vocab\":{");
     for (int i = 0; i < 256; i++)
         mq_buf_fmt(b, "%s\"\\u%04x\":%d", i ? "," : "", (unsigned)mq_byte_to_char(i), i);
     mq_buf_append(b, rest, n_bytes);
@@ -42,7 +43,8 @@ static void use(const mq_tokenizer *t, const char *text, int64_t n_bytes)
 
 static void parse_and_use(const char *json, int64_t n_bytes, const char *noise, int64_t n_noise)
 {
-    static const char text[] = "It's  a caf\xC3\xA9, e\xCC\x81\xCC\xA3 12\r\n\n \xE6\x97\xA5\xF0\x9F\x98\x80<|a|><t>  ";
+    static const char text[] =
+        "It's  a caf\xC3\xA9, e\xCC\x81\xCC\xA3 12\r\n\n \xE6\x97\xA5\xF0\x9F\x98\x80<|a|><t>  ";
     mq_err err = {0};
     mq_tokenizer *t = NULL;
     mq_status st = mq_tokenizer_parse(&t, json, n_bytes, "fuzz", &err);

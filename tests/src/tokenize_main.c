@@ -1,11 +1,12 @@
 /* The tokenizer behind a pipe, for test_tokenizer_reference.py, and a clock for its speed.
  *
  *   tokenize-records TOKENIZER.json               records on stdin, answers on stdout
- *   tokenize-records TOKENIZER.json --bench FILE  MB/s of encoding FILE whole, best of five
+ *   tokenize-records TOKENIZER.json --bench FILE  MB per CPU second of encoding FILE whole, best of five
  *
- * A record: one byte of command, u32 payload bytes, payload.  E: encode with added tokens, P: without; D: decode i32
- * ids, S: decode without special tokens.  An answer: u32 payload bytes, payload (i32 ids or text); or
- * 0xFFFFFFFF and then the error's text in the same form.  Integers are little-endian. */
+ * A record: one byte of command, u32 payload bytes, payload.  E: encode with added tokens, P:
+ * without; D: decode i32 ids, S: decode without special tokens.  An answer: u32 payload bytes,
+ * payload (i32 ids or text); or 0xFFFFFFFF and then the error's text in the same form.  Integers
+ * are little-endian. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,10 +32,12 @@ static int answer(const mq_tokenizer *t, int command, const char *payload, uint3
     if (command == 'E' || command == 'P')
         st = mq_tokenizer_encode(t, &ids, payload, n_bytes, command == 'E', &err);
     else
-        st = mq_tokenizer_decode(t, &text, (const int32_t *)(const void *)payload, n_bytes / 4, command == 'S', &err);
+        st = mq_tokenizer_decode(t, &text, (const int32_t *)(const void *)payload, n_bytes / 4,
+                                 command == 'S', &err);
     if (st != MQ_OK) {
         uint32_t mark = 0xFFFFFFFFu;
-        bad = fwrite(&mark, sizeof mark, 1, stdout) != 1 || put((uint32_t)strlen(err.text), err.text);
+        bad =
+            fwrite(&mark, sizeof mark, 1, stdout) != 1 || put((uint32_t)strlen(err.text), err.text);
     } else if (command == 'E' || command == 'P') {
         bad = put((uint32_t)(ids.n * 4), ids.ids);
     } else {
@@ -64,7 +67,7 @@ static int serve(const mq_tokenizer *t)
 static double now_s(void)
 {
     struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
     return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
 }
 
