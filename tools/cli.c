@@ -3,6 +3,7 @@
 #include "tools/cli.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,6 @@
 #include <unistd.h>
 
 #include "kernels/kernels.h"
-#include "src/file.h"
 
 static volatile sig_atomic_t stop_signal; /* written by the handler alone */
 
@@ -22,10 +22,15 @@ void mq_cli_catch_signals(void)
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
-    action.sa_flags = (int)SA_RESETHAND; /* a second signal ends the process at once */
+    /* A second signal ends the process at once; reads and writes go on, since the flag is polled. */
+    action.sa_flags = (int)(SA_RESETHAND | SA_RESTART);
     const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
-    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        struct sigaction old;
+        if (numbers[i] == SIGHUP && sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler == SIG_IGN)
+            continue; /* nohup */
         sigaction(numbers[i], &action, NULL);
+    }
     signal(SIGPIPE, SIG_IGN); /* a closed stdout is an I/O error, not a death */
 }
 
@@ -112,7 +117,7 @@ static void say(const mq_cli *c, const char *label, const char *fmt, va_list arg
     char line[MQ_ERR_TEXT];
     vsnprintf(line, sizeof line, fmt, args);
     mq_fail(&text, MQ_E_BUG, "%s", line); /* one printable line, whatever file names hold */
-    fprintf(stderr, "%s: %s%s\n", c->tool, label, text.text);
+    fprintf(stderr, "%s%s: %s%s\n", mq_cli_line_start(), c->tool, label, text.text);
 }
 
 void mq_cli_warn(const mq_cli *c, const char *fmt, ...)
@@ -133,52 +138,94 @@ void mq_cli_note(const mq_cli *c, const char *fmt, ...)
     va_end(args);
 }
 
+/* Largest number of "0,1,2", or -1 when the list is of another form. */
+static long largest_ordinal(const char *list)
+{
+    long largest = -1;
+    for (const char *p = list;; p++) {
+        char *end;
+        long ordinal = strtol(p, &end, 10);
+        if (*p < '0' || *p > '9' || (*end && *end != ',') || ordinal > INT_MAX)
+            return -1;
+        largest = ordinal > largest ? ordinal : largest;
+        p = end;
+        if (!*p)
+            return largest;
+    }
+}
+
 mq_status mq_cli_device(const char **kernels_name, const char *device, mq_err *err)
 {
     *kernels_name = "cpu";
     if (!device || strcmp(device, "cpu") == 0)
         return MQ_OK;
-    if (strcmp(device, "cuda") != 0 && strncmp(device, "cuda:", 5) != 0)
+    long ordinal = strncmp(device, "cuda:", 5) == 0 ? largest_ordinal(device + 5) : strcmp(device, "cuda") == 0 ? 0 : -1;
+    if (ordinal < 0)
         return mq_fail(err, MQ_E_ARG, "--device %s: expected cpu, cuda or cuda:0,1,...", device);
     int count = mq_cuda_count();
     if (count == 0)
         return mq_fail(err, MQ_E_DEVICE, "--device %s: no CUDA device is visible", device);
-    for (const char *p = device[4] ? device + 5 : ""; *p;) {
-        char *end;
-        long ordinal = strtol(p, &end, 10);
-        if (end == p || (*end && *end != ',') || ordinal < 0)
-            return mq_fail(err, MQ_E_ARG, "--device %s: expected numbers separated by commas", device);
-        if (ordinal >= count)
-            return mq_fail(err, MQ_E_DEVICE, "--device %s: device %ld, but there are %d", device, ordinal, count);
-        p = *end ? end + 1 : end;
-    }
+    if (ordinal >= count)
+        return mq_fail(err, MQ_E_DEVICE, "--device %s: device %ld, but there are %d", device, ordinal, count);
     return mq_fail(err, MQ_E_ARG, "--device %s: not built yet; use --device cpu", device);
 }
 
-/* The members every result has, then the tool's, then the errors. */
-static void print_result(mq_cli *c, mq_buf *out, mq_status st, int exit_status, const mq_err *err)
+bool mq_cli_text(const mq_cli *c) { return !(c->json_path && strcmp(c->json_path, "-") == 0); }
+
+/* Close the arrays and objects that a failure left open in body, so that the whole stays JSON.  What stands there is the
+ * writer's, so quotes and brackets match up to the end. */
+static void close_open(mq_buf *out, const mq_buf *body)
 {
-    mq_buf_str(out, "{\n");
+    char open[64]; /* closing brackets; our results nest three or four deep */
+    int depth = 0;
+    bool quoted = false;
+    for (int64_t i = 0; i < body->n_bytes; i++) {
+        char c = body->data[i];
+        if (quoted && c == '\\')
+            i++;
+        else if (c == '"')
+            quoted = !quoted;
+        else if (!quoted && (c == '[' || c == '{') && depth < (int)sizeof open)
+            open[depth++] = c == '[' ? ']' : '}';
+        else if (!quoted && (c == ']' || c == '}') && depth > 0)
+            depth--;
+    }
+    while (depth > 0)
+        mq_buf_append(out, &open[--depth], 1);
+}
+
+/* The members every result has, then the tool's, then the errors. */
+static mq_status print_result(const mq_cli *c, mq_buf *out, mq_status st, int exit_status, const mq_err *why, mq_err *err)
+{
+    MQ_TRY(mq_buf_status(&c->json_body, err));
+    mq_buf_str(out, "{");
     mq_json_writer w = mq_json_write_begin(out, 2);
     w.depth = 1;
     mq_json_write_string(&w, "schema", "mimo-1");
     mq_json_write_string(&w, "tool", c->tool);
     mq_json_write_string(&w, "version", MQ_VERSION);
+    mq_json_write_array(&w, "command");
+    for (int i = 0; i < c->argc; i++)
+        mq_json_write_string(&w, NULL, c->argv[i]);
+    mq_json_write_end_array(&w);
     mq_json_write_string(&w, "status", st != MQ_OK ? mq_status_name(st) : exit_status ? "failed" : "ok");
     mq_json_write_int(&w, "exit_code", exit_status);
     mq_json_write_double(&w, "seconds", mq_cli_now() - c->started);
     mq_json_write_int(&w, "peak_host_bytes", mq_cli_peak_host_bytes());
-    if (c->json_body.n_bytes)
+    if (c->json_body.n_bytes) {
         mq_buf_append(out, c->json_body.data, c->json_body.n_bytes);
+        close_open(out, &c->json_body);
+    }
     mq_json_write_array(&w, "errors");
     if (st != MQ_OK) {
         mq_json_write_object(&w, NULL);
         mq_json_write_string(&w, "code", mq_status_name(st));
-        mq_json_write_string(&w, "message", err ? err->text : "");
+        mq_json_write_string(&w, "message", why->text);
         mq_json_write_end_object(&w);
     }
     mq_json_write_end_array(&w);
     mq_buf_str(out, "\n}\n");
+    return mq_buf_status(out, err);
 }
 
 static mq_status write_text(const char *path, const mq_buf *text, mq_err *err)
@@ -186,27 +233,28 @@ static mq_status write_text(const char *path, const mq_buf *text, mq_err *err)
     FILE *f = strcmp(path, "-") == 0 ? stdout : fopen(path, "w");
     if (!f)
         return mq_fail(err, MQ_E_IO, "%s: %s", path, strerror(errno));
-    size_t n = fwrite(text->data, 1, (size_t)text->n_bytes, f);
-    int bad = n != (size_t)text->n_bytes || fflush(f) != 0;
-    if (f != stdout && fclose(f) != 0)
-        bad = 1;
-    return bad ? mq_fail(err, MQ_E_IO, "%s: %s", path, strerror(errno)) : MQ_OK;
+    bool good = fwrite(text->data, 1, (size_t)text->n_bytes, f) == (size_t)text->n_bytes && fflush(f) == 0;
+    int reason = errno;
+    if (f != stdout && fclose(f) != 0 && good) {
+        good = false;
+        reason = errno;
+    }
+    return good ? MQ_OK : mq_fail(err, MQ_E_IO, "%s: %s", path, strerror(reason));
 }
 
 int mq_cli_finish(mq_cli *c, mq_status st, int status_override, const mq_err *err)
 {
+    mq_err why = {st, ""}, failure;
+    if (st != MQ_OK && err)
+        why = *err;
+    if ((fflush(stdout) != 0 || ferror(stdout)) && st == MQ_OK)
+        st = mq_fail(&why, MQ_E_IO, "stdout: %s", errno ? strerror(errno) : "write error");
     int exit_status = st != MQ_OK ? mq_cli_exit_status(st) : status_override >= 0 ? status_override : 0;
-    if (st == MQ_OK && fflush(stdout) != 0) {
-        fprintf(stderr, "%s: error: stdout: %s\n", c->tool, strerror(errno));
-        exit_status = mq_cli_exit_status(MQ_E_IO);
-    }
     if (st != MQ_OK)
-        fprintf(stderr, "%s: %s: %s\n", c->tool, st == MQ_E_STOPPED ? "stopped" : "error", err ? err->text : "");
+        fprintf(stderr, "%s%s: %s: %s\n", mq_cli_line_start(), c->tool, st == MQ_E_STOPPED ? "stopped" : "error", why.text);
     if (c->json_path) {
         mq_buf out = mq_buf_empty();
-        mq_err failure;
-        print_result(c, &out, st, exit_status, err);
-        mq_status wrote = mq_buf_status(&out, &failure);
+        mq_status wrote = print_result(c, &out, st, exit_status, &why, &failure);
         if (wrote == MQ_OK)
             wrote = write_text(c->json_path, &out, &failure);
         if (wrote != MQ_OK) {

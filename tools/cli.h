@@ -14,7 +14,7 @@
 typedef enum mq_opt_kind {
     MQ_OPT_FLAG,   /* bool: --resume */
     MQ_OPT_INT,    /* int64_t with min and max */
-    MQ_OPT_SIZE,   /* int64_t bytes: 48G, 512M, 1000000, powers of 1024 */
+    MQ_OPT_SIZE,   /* int64_t bytes, at least min: 1000000, 512M, 1.5GiB; powers of 1024 */
     MQ_OPT_DOUBLE, /* double with dmin and dmax */
     MQ_OPT_STRING, /* const char *, borrowed from argv */
     MQ_OPT_LIST,   /* mq_opt_list: may be given several times */
@@ -48,10 +48,15 @@ typedef struct mq_cli {
     const char *json_path; /* NULL, "-" or a file */
     bool quiet;
     /* result */
-    mq_buf json_body;      /* members the tool adds, see mq_cli_json */
+    int argc;              /* the command line, borrowed: "command" of the JSON object */
+    char **argv;
+    mq_buf json_body;      /* members the tool adds through json */
     mq_json_writer json;
     double started;        /* monotonic seconds */
 } mq_cli;
+
+/* True when results belong on stdout as text; false with --json -, which leaves stdout to the JSON object. */
+bool mq_cli_text(const mq_cli *c);
 
 /* Parse argv (--opt V, --opt=V, -- ends options; unknown or repeated options are errors).  MQ_OK; MQ_E_ARG with the reason;
  * *done is set when --help or --version was printed (the tool then exits 0). */
@@ -61,9 +66,10 @@ mq_status mq_cli_parse(mq_cli *c, int argc, char **argv, bool *done, mq_err *err
  * STOPPED 128 + signal. */
 int mq_cli_exit_status(mq_status st);
 
-/* End a tool: print the error line ("mimo-verify: error: ..."), write the JSON object (schema "mimo-1", tool, version, command,
- * status, exit_code, seconds, peak_host_bytes, the tool's members, errors[]), release c.  status_override >= 0 replaces the exit status
- * (1: a threshold was missed).  Returns the exit status. */
+/* End a tool: flush stdout (a failure is MQ_E_IO), print the error line ("mimo-verify: error: ..."), write the JSON object (schema
+ * "mimo-1", tool, version, command[], status, exit_code, seconds, peak_host_bytes, the tool's members, errors[]), release c.
+ * Arrays and objects that a failure left open in the tool's members are closed.  status_override >= 0 replaces exit status 0
+ * (1: a threshold was missed; status "failed").  Returns the exit status. */
 int mq_cli_finish(mq_cli *c, mq_status st, int status_override, const mq_err *err);
 
 /* A notice or warning line on stderr: "mimo-quantize: warning: ...". */
@@ -73,9 +79,11 @@ void mq_cli_note(const mq_cli *c, const char *fmt, ...) __attribute__((format(pr
 /* Progress: one rewriting line on a terminal, a line every 10 s elsewhere, nothing with --quiet.  Thread safe. */
 typedef struct mq_progress mq_progress;
 mq_status mq_progress_create(mq_progress **out, const mq_cli *c, const char *what, int64_t total, const char *unit,
-                             mq_err *err);             /* unit "B" prints sizes and rates in bytes */
+                             mq_err *err);             /* unit "B": sizes and rates in bytes; "": share and time left alone */
 void mq_progress_add(mq_progress *p, int64_t n);       /* accepts NULL */
-void mq_progress_free(mq_progress *p);                 /* ends the line; accepts NULL */
+void mq_progress_free(mq_progress *p);                 /* clears the line; accepts NULL */
+/* What to print before a line on stderr: wipes a rewriting progress line on a terminal, "" elsewhere. */
+const char *mq_cli_line_start(void);
 
 /* Install handlers for SIGINT, SIGTERM, SIGHUP; mq_cli_stopped tells whether one arrived (poll it between pieces of work);
  * mq_cli_check_stop fills err with MQ_E_STOPPED when so. */
@@ -89,8 +97,8 @@ void mq_cli_seconds_text(char out[32], double seconds);
 double mq_cli_now(void);             /* monotonic seconds */
 int64_t mq_cli_peak_host_bytes(void); /* maximum resident set of this process */
 
-/* --device cpu|cuda[:...] and --threads: resolve to a kernel table name.  cuda: MQ_E_DEVICE without a GPU (exit 5), else MQ_E_ARG
- * "not built yet".  NULL device: cpu. */
+/* --device cpu|cuda[:0,1,...] to the name of a kernel table.  NULL: cpu.  MQ_E_ARG: another form; cuda is MQ_E_DEVICE without that
+ * GPU (exit 5) and MQ_E_ARG "not built yet" with it. */
 mq_status mq_cli_device(const char **kernels_name, const char *device, mq_err *err);
 
 #endif

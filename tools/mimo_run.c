@@ -1,14 +1,19 @@
 /* mimo-run: load a packed model (or a checkpoint) and write text: one prompt, given tokens, or a benchmark. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "runtime/cache.h"
 #include "runtime/engine.h"
+#include "runtime/forward.h"
 #include "src/file.h"
 #include "src/tokenizer.h"
+#include "src/unicode.h"
 #include "tools/cli.h"
-#include "tools/text_out.h"
+#include "tools/generate.h"
 
-enum { MAX_PROMPT_BYTES = 64 << 20, BENCH_PROMPT = 512, BENCH_TOKENS = 128 };
+enum { MAX_PROMPT_BYTES = 64 << 20, BENCH_PROMPT = 512, BENCH_TOKENS = 128, DEFAULT_CONTEXT = 8192 };
 
 typedef struct run_options {
     const char *prompt, *prompt_file, *tokens_file, *device, *draft;
@@ -16,7 +21,7 @@ typedef struct run_options {
     int64_t max_tokens, top_k, seed, ranks, threads, context, memory;
     double temperature, top_p;
     mq_opt_list stops;
-    bool max_tokens_given, temperature_given, top_p_given;
+    bool max_tokens_given;
 } run_options;
 
 /* Everything one run holds. */
@@ -24,13 +29,12 @@ typedef struct run_state {
     mq_cli *cli;
     run_options *o;
     mq_engine *engine;
-    mq_tokenizer *tokenizer;
-    mq_tokens prompt, output;
-    mq_text_out text;
+    mq_tokenizer *tokenizer; /* NULL: no text */
+    mq_tokens prompt;
+    mq_generation generation;
     mq_progress *load_progress;
     int64_t loaded;
-    double load_s, prefill_s, decode_s, first_token_s;
-    const char *finish_reason;
+    double load_s;
 } run_state;
 
 static void on_load(void *ctx, int64_t done, int64_t total)
@@ -41,13 +45,20 @@ static void on_load(void *ctx, int64_t done, int64_t total)
     r->loaded = done;
 }
 
+/* dir/tokenizer.json; token ids alone can do without. */
 static mq_status open_tokenizer(run_state *r, const char *dir, mq_err *err)
 {
     char *path = mq_path_join(dir, "tokenizer.json");
     if (!path)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");
-    mq_status st = mq_tokenizer_open(&r->tokenizer, path, err);
+    mq_status st = MQ_OK;
+    if (!r->o->tokens_file || access(path, F_OK) == 0)
+        st = mq_tokenizer_open(&r->tokenizer, path, err);
+    else
+        mq_cli_note(r->cli, "%s is not there: token ids instead of text", path);
     free(path);
+    if (st == MQ_OK && !r->tokenizer && r->o->stops.n)
+        st = mq_fail(err, MQ_E_ARG, "--stop needs a tokenizer.json in %s", dir);
     return st;
 }
 
@@ -61,6 +72,7 @@ static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
     mq_engine_options options = {.n_ranks = (int)r->o->ranks,
                                  .n_threads = (int)r->o->threads,
                                  .context = r->o->context,
+                                 .prefill_rows = MQ_GENERATE_PREFILL_ROWS,
                                  .memory_bytes = r->o->memory,
                                  .progress = on_load,
                                  .progress_ctx = r};
@@ -87,7 +99,7 @@ static mq_status read_tokens(mq_tokens *out, const char *path, mq_err *err)
     for (; n && st == MQ_OK; n = mq_json_next(n)) {
         int64_t id;
         if (!mq_json_int(n, &id) || id < 0 || id > INT32_MAX)
-            st = mq_fail(err, MQ_E_FORMAT, "%s: token %lld is not an id", path, (long long)out->n);
+            st = mq_fail(err, MQ_E_FORMAT, "%s: element %lld is not a token id", path, (long long)out->n);
         else
             st = mq_tokens_append(out, (int32_t)id, err);
     }
@@ -98,95 +110,32 @@ static mq_status read_tokens(mq_tokens *out, const char *path, mq_err *err)
 static mq_status read_prompt(run_state *r, mq_err *err)
 {
     const run_options *o = r->o;
-    if (o->tokens_file)
-        return read_tokens(&r->prompt, o->tokens_file, err);
-    if (o->prompt)
-        return mq_tokenizer_encode(r->tokenizer, &r->prompt, o->prompt, (int64_t)strlen(o->prompt), true, err);
-    mq_buf text = mq_buf_empty();
-    mq_status st = mq_file_load(&text, o->prompt_file, MAX_PROMPT_BYTES, err);
-    if (st == MQ_OK)
-        st = mq_wrap(err, mq_tokenizer_encode(r->tokenizer, &r->prompt, text.data, text.n_bytes, true, err), "%s",
-                     o->prompt_file);
-    mq_buf_release(&text);
+    mq_status st = MQ_OK;
+    if (o->tokens_file) {
+        st = read_tokens(&r->prompt, o->tokens_file, err);
+    } else if (o->prompt) {
+        st = mq_tokenizer_encode(r->tokenizer, &r->prompt, o->prompt, (int64_t)strlen(o->prompt), true, err);
+        st = mq_wrap(err, st, "--prompt");
+    } else {
+        mq_buf text = mq_buf_empty();
+        st = mq_file_load(&text, o->prompt_file, MAX_PROMPT_BYTES, err);
+        if (st == MQ_OK && text.n_bytes)
+            st = mq_wrap(err, mq_tokenizer_encode(r->tokenizer, &r->prompt, text.data, text.n_bytes, true, err), "%s",
+                         o->prompt_file);
+        mq_buf_release(&text);
+    }
+    if (st == MQ_OK && r->prompt.n == 0)
+        st = mq_fail(err, MQ_E_ARG, "the prompt is empty");
     return st;
 }
 
-static bool is_eos(const mq_model *m, int32_t token)
+/* Print a piece of text as it comes. */
+static mq_status show(void *ctx, const mq_buf *piece, mq_err *err)
 {
-    for (int i = 0; i < m->n_eos; i++)
-        if (m->eos[i] == token)
-            return true;
-    return false;
-}
-
-/* Print a piece of text as it comes, unless stdout carries the JSON object. */
-static mq_status show(const run_state *r, const mq_buf *piece, mq_err *err)
-{
-    if (!piece->n_bytes || (r->cli->json_path && strcmp(r->cli->json_path, "-") == 0))
-        return MQ_OK;
+    (void)ctx;
     if (fwrite(piece->data, 1, (size_t)piece->n_bytes, stdout) != (size_t)piece->n_bytes || fflush(stdout) != 0)
-        return mq_fail(err, MQ_E_IO, "stdout cannot be written");
+        return mq_fail(err, MQ_E_IO, "stdout: %s", strerror(errno));
     return MQ_OK;
-}
-
-/* Sample until the limit, an end token or a stop string. */
-static mq_status decode_loop(run_state *r, mq_buf *piece, mq_err *err)
-{
-    const run_options *o = r->o;
-    const mq_model *m = mq_engine_model(r->engine);
-    const mq_sampling sampling = {(float)o->temperature, (int)o->top_k, (float)o->top_p, (uint64_t)o->seed};
-    r->finish_reason = "length";
-    while (r->output.n < o->max_tokens) {
-        MQ_TRY(mq_cli_check_stop(err));
-        int32_t token;
-        MQ_TRY(mq_engine_sample(r->engine, &token, 0, &sampling, err));
-        if (r->output.n == 0)
-            r->first_token_s = mq_cli_now();
-        if (!o->ignore_eos && is_eos(m, token)) {
-            r->finish_reason = "stop";
-            break;
-        }
-        MQ_TRY(mq_tokens_append(&r->output, token, err));
-        if (r->tokenizer) {
-            MQ_TRY(mq_text_out_add(&r->text, piece, token, err));
-            MQ_TRY(show(r, piece, err));
-            if (r->text.stopped) {
-                r->finish_reason = "stop";
-                break;
-            }
-        }
-        if (r->output.n == o->max_tokens)
-            break;
-        if (mq_engine_length(r->engine) == mq_engine_context(r->engine)) {
-            r->finish_reason = "context";
-            break;
-        }
-        MQ_TRY(mq_engine_step(r->engine, &token, 1, err));
-    }
-    return MQ_OK;
-}
-
-static mq_status generate(run_state *r, mq_err *err)
-{
-    if (r->prompt.n == 0)
-        return mq_fail(err, MQ_E_ARG, "the prompt is empty");
-    double start = mq_cli_now();
-    MQ_TRY(mq_engine_prefill(r->engine, r->prompt.ids, r->prompt.n, err));
-    double ready = mq_cli_now();
-    r->prefill_s = ready - start;
-    mq_buf piece = mq_buf_empty();
-    if (r->tokenizer)
-        r->text = mq_text_out_begin(r->tokenizer, r->o->stops.items, r->o->stops.n);
-    mq_status st = decode_loop(r, &piece, err);
-    if (st == MQ_OK && r->tokenizer) {
-        st = mq_text_out_end(&r->text, &piece, err);
-        if (st == MQ_OK)
-            st = show(r, &piece, err);
-    }
-    r->decode_s = mq_cli_now() - ready;
-    r->first_token_s -= start;
-    mq_buf_release(&piece);
-    return st;
 }
 
 /* Fixed work: a prompt of pseudo-random ids, then greedy tokens; the text means nothing. */
@@ -196,28 +145,45 @@ static mq_status prepare_bench(run_state *r, mq_err *err)
     int64_t room = mq_engine_context(r->engine), n_prompt = BENCH_PROMPT;
     if (!r->o->max_tokens_given)
         r->o->max_tokens = BENCH_TOKENS;
-    if (n_prompt + r->o->max_tokens > room)
+    r->o->ignore_eos = true;
+    if (r->prompt.n)
+        return MQ_OK;
+    if (n_prompt > room - r->o->max_tokens)
         n_prompt = room - r->o->max_tokens;
     if (n_prompt < 1)
         return mq_fail(err, MQ_E_ARG, "--bench: %lld tokens leave no room for a prompt in a context of %lld",
                        (long long)r->o->max_tokens, (long long)room);
-    if (r->prompt.n == 0) {
-        uint64_t state = 0x9e3779b97f4a7c15ull;
-        for (int64_t i = 0; i < n_prompt; i++) {
-            state = state * 6364136223846793005ull + 1442695040888963407ull;
-            MQ_TRY(mq_tokens_append(&r->prompt, (int32_t)((state >> 33) % (uint64_t)m->vocab), err));
-        }
+    uint64_t state = 0x9e3779b97f4a7c15u;
+    for (int64_t i = 0; i < n_prompt; i++) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        MQ_TRY(mq_tokens_append(&r->prompt, (int32_t)((state >> 33) % (uint64_t)m->vocab), err));
     }
-    r->o->ignore_eos = true;
     return MQ_OK;
 }
 
 static double rate(int64_t n, double seconds) { return seconds > 0 ? (double)n / seconds : 0.0; }
 
-static void report(run_state *r)
+/* The text as a JSON string; a NUL, which C strings and many readers of JSON end at, becomes U+FFFD. */
+static void report_text(mq_json_writer *w, const mq_buf *text)
 {
+    mq_buf clean = mq_buf_empty();
+    for (int64_t at = 0; at < text->n_bytes;) {
+        const char *from = text->data + at, *nul = memchr(from, 0, (size_t)(text->n_bytes - at));
+        int64_t n = nul ? nul - from : text->n_bytes - at;
+        mq_buf_append(&clean, from, n);
+        if (nul)
+            mq_buf_str(&clean, "\xef\xbf\xbd");
+        at += n + (nul != NULL);
+    }
+    mq_json_write_string(w, "text", clean.data ? clean.data : "");
+    w->b->nomem = w->b->nomem || clean.nomem;
+    mq_buf_release(&clean);
+}
+
+static void report_json(run_state *r)
+{
+    const mq_generation *g = &r->generation;
     mq_json_writer *w = &r->cli->json;
-    int64_t n_steps = r->output.n > 0 ? r->output.n - 1 : 0; /* the first token comes out of the prompt */
     mq_json_write_string(w, "model", r->cli->args[0]);
     mq_json_write_string(w, "device", mq_engine_device_name(r->engine));
     mq_json_write_int(w, "ranks", r->o->ranks ? r->o->ranks : 1);
@@ -225,63 +191,101 @@ static void report(run_state *r)
     mq_json_write_int(w, "context", mq_engine_context(r->engine));
     mq_json_write_double(w, "load_seconds", r->load_s);
     mq_json_write_int(w, "prompt_tokens", r->prompt.n);
-    mq_json_write_int(w, "tokens", r->output.n);
-    mq_json_write_double(w, "prompt_tok_per_s", rate(r->prompt.n, r->prefill_s));
-    mq_json_write_double(w, "tok_per_s", rate(n_steps, r->decode_s));
-    mq_json_write_double(w, "ttft_ms", 1e3 * r->first_token_s);
-    mq_json_write_string(w, "finish_reason", r->finish_reason);
-    if (r->tokenizer && r->text.all.data)
-        mq_json_write_string(w, "text", r->text.all.data);
+    mq_json_write_int(w, "tokens", g->output.n);
+    mq_json_write_double(w, "prompt_tok_per_s", rate(r->prompt.n, g->prefill_s));
+    mq_json_write_double(w, "tok_per_s", rate(g->n_steps, g->decode_s));
+    mq_json_write_double(w, "ttft_ms", 1e3 * g->first_token_s);
+    mq_json_write_double(w, "itl_ms_p50", g->itl_ms_p50);
+    mq_json_write_double(w, "itl_ms_p99", g->itl_ms_p99);
+    mq_json_write_string(w, "finish_reason", g->finish_reason);
+    if (r->tokenizer)
+        report_text(w, &g->text);
     mq_json_write_array(w, "output_tokens");
-    for (int64_t i = 0; i < r->output.n; i++)
-        mq_json_write_int(w, NULL, r->output.ids[i]);
+    for (int64_t i = 0; i < g->output.n; i++)
+        mq_json_write_int(w, NULL, g->output.ids[i]);
     mq_json_write_end_array(w);
-    if (!r->o->bench) {
-        mq_cli_note(r->cli, "%lld prompt tokens at %.0f tokens/s, %lld tokens at %.1f tokens/s, %s", (long long)r->prompt.n,
-                    rate(r->prompt.n, r->prefill_s), (long long)r->output.n, rate(n_steps, r->decode_s),
-                    mq_engine_device_name(r->engine));
-        return;
-    }
-    char weights[32];
-    mq_cli_bytes_text(weights, mq_engine_weight_bytes(r->engine));
-    if (r->cli->json_path && strcmp(r->cli->json_path, "-") == 0)
-        return;
-    printf("device        %s\nranks         %d\nweights       %s\nload          %.2f s\n", mq_engine_device_name(r->engine),
-           r->o->ranks ? (int)r->o->ranks : 1, weights, r->load_s);
-    printf("context       %lld\nprompt        %lld tokens, %.1f tokens/s\n", (long long)mq_engine_context(r->engine),
-           (long long)r->prompt.n, rate(r->prompt.n, r->prefill_s));
-    printf("decode        %lld steps of width 1, %.1f tokens/s, %.3f ms each\nfirst token   %.2f ms\n", (long long)n_steps,
-           rate(n_steps, r->decode_s), n_steps ? 1e3 * r->decode_s / (double)n_steps : 0.0, 1e3 * r->first_token_s);
 }
 
-static mq_status dry_run(run_state *r, const char *dir, mq_err *err)
+static void print_bench(const run_state *r)
 {
-    int64_t resident, streaming, free_bytes = 0;
-    MQ_TRY(mq_store_plan_bytes(&resident, &streaming, dir, err));
-    char text[32];
-    mq_cli_bytes_text(text, resident);
+    const mq_generation *g = &r->generation;
+    char weights[32];
+    mq_cli_bytes_text(weights, mq_engine_weight_bytes(r->engine));
+    printf("device        %s\n", mq_engine_device_name(r->engine));
+    printf("ranks         %d\n", r->o->ranks ? (int)r->o->ranks : 1);
+    printf("weights       %s\n", weights);
+    printf("load          %.2f s\n", r->load_s);
+    printf("context       %lld\n", (long long)mq_engine_context(r->engine));
+    printf("prompt        %lld tokens, %.1f tokens/s\n", (long long)r->prompt.n, rate(r->prompt.n, g->prefill_s));
+    printf("first token   %.2f ms\n", 1e3 * g->first_token_s);
+    printf("decode        %lld steps of width 1, %.1f tokens/s, %.3f ms each (p99 %.3f ms)\n", (long long)g->n_steps,
+           rate(g->n_steps, g->decode_s), g->itl_ms_p50, g->itl_ms_p99);
+}
+
+/* What people see behind the streamed text: the benchmark's table, or ids where there is no text. */
+static void print_end(const run_state *r)
+{
+    const mq_generation *g = &r->generation;
+    if (r->o->bench) {
+        print_bench(r);
+        return;
+    }
+    for (int64_t i = 0; !r->tokenizer && i < g->output.n; i++)
+        printf("%s%d", i ? " " : "", g->output.ids[i]);
+    putchar('\n');
+}
+
+static int64_t available_bytes(void)
+{
     FILE *meminfo = fopen("/proc/meminfo", "r");
     char line[128];
+    long long kib = 0;
     while (meminfo && fgets(line, sizeof line, meminfo))
-        if (sscanf(line, "MemAvailable: %ld kB", &free_bytes) == 1)
+        if (sscanf(line, "MemAvailable: %lld kB", &kib) == 1)
             break;
     if (meminfo)
         fclose(meminfo);
-    free_bytes *= 1024;
-    mq_json_write_int(&r->cli->json, "weight_bytes", resident);
-    mq_json_write_int(&r->cli->json, "available_bytes", free_bytes);
-    if (!(r->cli->json_path && strcmp(r->cli->json_path, "-") == 0)) {
-        printf("weights on the CPU  %s\n", text);
-        mq_cli_bytes_text(text, free_bytes);
-        printf("memory available    %s\n", text);
+    return (int64_t)kib * 1024;
+}
+
+/* Bytes that a run would take, from headers alone, and whether they fit. */
+static mq_status dry_run(run_state *r, const char *dir, mq_err *err)
+{
+    const run_options *o = r->o;
+    const mq_store_options options = {.n_ranks = o->ranks ? (int)o->ranks : 1, .n_threads = 1};
+    mq_store *store;
+    MQ_TRY(mq_store_open(&store, dir, &options, err));
+    const mq_model *m = mq_store_model(store);
+    int64_t context = o->context ? o->context : m->max_positions < DEFAULT_CONTEXT ? m->max_positions : DEFAULT_CONTEXT;
+    int64_t rows = MQ_GENERATE_PREFILL_ROWS;
+    int64_t weights = mq_store_resident_bytes(store), cache = mq_cache_bytes(m, options.n_ranks, context, rows);
+    int64_t work = mq_forward_workspace_bytes(m, options.n_ranks, rows, rows);
+    mq_store_close(store);
+
+    int64_t room = available_bytes(), need = weights + cache + work;
+    room = o->memory && o->memory < room ? o->memory : room;
+    mq_json_write_int(&r->cli->json, "weight_bytes", weights);
+    mq_json_write_int(&r->cli->json, "context", context);
+    mq_json_write_int(&r->cli->json, "cache_bytes", cache);
+    mq_json_write_int(&r->cli->json, "workspace_bytes", work);
+    mq_json_write_int(&r->cli->json, "available_bytes", room);
+    mq_json_write_bool(&r->cli->json, "fits", need <= room);
+    if (mq_cli_text(r->cli)) {
+        char text[5][32];
+        const int64_t values[5] = {weights, cache, work, need, room};
+        for (int i = 0; i < 5; i++)
+            mq_cli_bytes_text(text[i], values[i]);
+        printf("weights       %s\ncache         %s for a context of %lld\nworkspace     %s\nin all        %s\n", text[0], text[1],
+               (long long)context, text[2], text[3]);
+        printf("available     %s\n", text[4]);
     }
-    if (free_bytes && resident > free_bytes)
-        return mq_fail(err, MQ_E_NOMEM, "%s needs %lld bytes for its weights, %lld are available", dir,
-                       (long long)resident, (long long)free_bytes);
+    if (need > room)
+        return mq_fail(err, MQ_E_NOMEM, "%s needs %lld bytes of memory, %lld are available", dir, (long long)need,
+                       (long long)room);
     return MQ_OK;
 }
 
-static mq_status check_options(run_options *o, mq_err *err)
+static mq_status check_options(const run_options *o, mq_err *err)
 {
     int ways = (o->prompt != NULL) + (o->prompt_file != NULL) + (o->tokens_file != NULL);
     if (o->draft && strcmp(o->draft, "none") != 0)
@@ -292,39 +296,60 @@ static mq_status check_options(run_options *o, mq_err *err)
         return mq_fail(err, MQ_E_ARG, "nothing to do: give --prompt, --prompt-file, --tokens or --bench");
     if (o->stops.n && o->bench)
         return mq_fail(err, MQ_E_ARG, "--stop has no meaning with --bench");
-    for (int i = 0; i < o->stops.n; i++)
+    for (int i = 0; i < o->stops.n; i++) {
         if (!o->stops.items[i][0])
             return mq_fail(err, MQ_E_ARG, "--stop: the text is empty");
+        mq_status st = mq_unicode_check(o->stops.items[i], (int64_t)strlen(o->stops.items[i]), err);
+        if (st != MQ_OK)
+            return mq_fail(err, MQ_E_ARG, "--stop %s: not UTF-8", o->stops.items[i]);
+    }
     return MQ_OK;
+}
+
+static mq_status generate(run_state *r, mq_err *err)
+{
+    const run_options *o = r->o;
+    const mq_generate_options options = {
+        .max_tokens = o->max_tokens,
+        .sampling = {(float)o->temperature, (int)o->top_k, (float)o->top_p, (uint64_t)o->seed},
+        .ignore_eos = o->ignore_eos,
+        .stops = o->stops.items,
+        .n_stops = o->stops.n,
+        .show = mq_cli_text(r->cli) ? show : NULL,
+    };
+    mq_status st = mq_generate(&r->generation, r->engine, r->tokenizer, &r->prompt, &options, r->cli, err);
+    const mq_generation *g = &r->generation;
+    if (g->output.n || st == MQ_OK)
+        report_json(r); /* also what came before a signal or a closed stdout */
+    if (mq_cli_text(r->cli) && (st == MQ_OK || (g->text.n_bytes && st != MQ_E_IO)))
+        print_end(r);
+    if (st == MQ_OK && !o->bench)
+        mq_cli_note(r->cli, "%lld prompt tokens at %.0f tokens/s, %lld tokens at %.1f tokens/s, %s", (long long)r->prompt.n,
+                    rate(r->prompt.n, g->prefill_s), (long long)g->output.n, rate(g->n_steps, g->decode_s),
+                    mq_engine_device_name(r->engine));
+    return st;
 }
 
 static mq_status run(run_state *r, mq_err *err)
 {
-    run_options *o = r->o;
-    const char *dir = r->cli->args[0];
+    const run_options *o = r->o;
+    const char *dir = r->cli->args[0], *name;
     MQ_TRY(check_options(o, err));
-    const char *name;
     MQ_TRY(mq_cli_device(&name, o->device, err));
     if (o->dry_run)
         return dry_run(r, dir, err);
-    bool want_text = !o->bench || o->prompt || o->prompt_file;
-    if (want_text)
+    if (!o->bench || o->prompt || o->prompt_file)
         MQ_TRY(open_tokenizer(r, dir, err));
     if (o->prompt || o->prompt_file || o->tokens_file)
         MQ_TRY(read_prompt(r, err));
     MQ_TRY(open_engine(r, dir, err));
-    if (o->bench)
-        MQ_TRY(prepare_bench(r, err));
-    bool text_wanted = !o->bench;
-    if (!text_wanted) { /* a benchmark prints its table alone */
+    MQ_TRY(mq_cli_check_stop(err));
+    if (o->bench) { /* its table alone, no text */
         mq_tokenizer_close(r->tokenizer);
         r->tokenizer = NULL;
+        MQ_TRY(prepare_bench(r, err));
     }
-    MQ_TRY(generate(r, err));
-    if (text_wanted && !(r->cli->json_path && strcmp(r->cli->json_path, "-") == 0))
-        putchar('\n');
-    report(r);
-    return MQ_OK;
+    return generate(r, err);
 }
 
 int main(int argc, char **argv)
@@ -352,7 +377,7 @@ int main(int argc, char **argv)
          1 << 24, 0, 0, NULL},
         {"memory", MQ_OPT_SIZE, &o.memory, "BYTES", NULL, "refuse to start when more is needed", 1, 0, 0, 0, NULL},
         {"dry-run", MQ_OPT_FLAG, &o.dry_run, "", NULL, "bytes needed, and whether they fit", 0, 0, 0, 0, NULL},
-        {"draft", MQ_OPT_STRING, &o.draft, "", "dflash|mtp|none", "speculative drafter (only none is built yet)", 0, 0, 0, 0,
+        {"draft", MQ_OPT_STRING, &o.draft, "NAME", "dflash|mtp|none", "speculative drafter (only none is built yet)", 0, 0, 0, 0,
          NULL},
         {"draft-width", MQ_OPT_LATER, NULL, "N|auto", NULL, "tokens per draft", 0, 0, 0, 0, NULL},
         {"chat", MQ_OPT_LATER, NULL, "", NULL, "interactive, through the chat template", 0, 0, 0, 0, NULL},
@@ -379,8 +404,7 @@ int main(int argc, char **argv)
         cli.json_path = NULL;
     mq_engine_close(r.engine);
     mq_tokenizer_close(r.tokenizer);
-    mq_text_out_release(&r.text);
     mq_tokens_release(&r.prompt);
-    mq_tokens_release(&r.output);
+    mq_generation_release(&r.generation);
     return mq_cli_finish(&cli, st, -1, &err);
 }

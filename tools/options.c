@@ -37,12 +37,19 @@ static bool in_choices(const char *choices, const char *value)
     return false;
 }
 
+/* strtod and strtoll take more than people mean: leading space, "+", "inf", "0x1p3". */
+static bool is_plain_number(const char *value)
+{
+    const char *digits = value[0] == '-' ? value + 1 : value;
+    return ((digits[0] >= '0' && digits[0] <= '9') || digits[0] == '.') && !strpbrk(digits, "xX");
+}
+
 static mq_status read_int(const mq_opt *o, const char *value, mq_err *err)
 {
     char *end;
     errno = 0;
     long long x = strtoll(value, &end, 10);
-    if (end == value || *end || errno || x < o->min || x > o->max)
+    if (!is_plain_number(value) || end == value || *end || errno || x < o->min || x > o->max)
         return mq_fail(err, MQ_E_ARG, "--%s %s: expected a whole number from %lld to %lld", o->name, value,
                        (long long)o->min, (long long)o->max);
     *(int64_t *)o->out = x;
@@ -59,9 +66,9 @@ static mq_status read_size(const mq_opt *o, const char *value, mq_err *err)
     double unit = at ? ldexp(1.0, 10 * (int)(at - suffixes + 1)) : 1.0;
     if (at)
         end++;
-    if (end != value && (strcmp(end, "B") == 0 || strcmp(end, "iB") == 0))
+    if (end != value && (strcmp(end, "B") == 0 || (at && strcmp(end, "iB") == 0)))
         end += strlen(end);
-    if (end == value || *end || errno || !(x * unit >= (double)o->min) || !(x * unit <= 9e18))
+    if (!is_plain_number(value) || end == value || *end || errno || !(x * unit >= (double)o->min) || !(x * unit <= 9e18))
         return mq_fail(err, MQ_E_ARG, "--%s %s: expected a size of at least %lld bytes, such as 48G or 512M", o->name,
                        value, (long long)o->min);
     *(int64_t *)o->out = (int64_t)(x * unit);
@@ -73,7 +80,7 @@ static mq_status read_double(const mq_opt *o, const char *value, mq_err *err)
     char *end;
     errno = 0;
     double x = strtod(value, &end);
-    if (end == value || *end || errno || !isfinite(x) || x < o->dmin || x > o->dmax)
+    if (!is_plain_number(value) || end == value || *end || errno || !isfinite(x) || x < o->dmin || x > o->dmax)
         return mq_fail(err, MQ_E_ARG, "--%s %s: expected a number from %g to %g", o->name, value, o->dmin, o->dmax);
     *(double *)o->out = x;
     return MQ_OK;
@@ -178,6 +185,8 @@ mq_status mq_cli_parse(mq_cli *c, int argc, char **argv, bool *done, mq_err *err
     };
     *done = false;
     c->started = mq_cli_now();
+    c->argc = argc;
+    c->argv = argv;
     c->json_body = mq_buf_empty();
     c->json = mq_json_write_begin(&c->json_body, 2); /* members of the result object, after the common ones */
     c->json.depth = 1;

@@ -15,6 +15,14 @@ struct mq_progress {
     bool terminal, quiet, dirty; /* dirty: a rewriting line stands on the terminal */
 };
 
+static bool rewrites_line(void)
+{
+    const char *term = getenv("TERM");
+    return isatty(STDERR_FILENO) && !(term && strcmp(term, "dumb") == 0);
+}
+
+const char *mq_cli_line_start(void) { return rewrites_line() ? "\r\033[K" : ""; }
+
 mq_status mq_progress_create(mq_progress **out, const mq_cli *c, const char *what, int64_t total, const char *unit,
                              mq_err *err)
 {
@@ -23,13 +31,12 @@ mq_status mq_progress_create(mq_progress **out, const mq_cli *c, const char *wha
     if (!p)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");
     pthread_mutex_init(&p->lock, NULL);
-    const char *term = getenv("TERM");
     p->tool = c->tool;
     p->what = what;
     p->unit = unit;
     p->total = total;
     p->quiet = c->quiet;
-    p->terminal = isatty(STDERR_FILENO) && !(term && strcmp(term, "dumb") == 0);
+    p->terminal = rewrites_line();
     p->started = p->printed = mq_cli_now();
     *out = p;
     return MQ_OK;
@@ -48,11 +55,15 @@ static void amount_text(char out[32], const mq_progress *p, double amount)
 static void print_line(mq_progress *p, double now)
 {
     double elapsed = now - p->started, share = p->total > 0 ? (double)p->done / (double)p->total : 1.0;
-    char rate[32], left[32];
-    amount_text(rate, p, elapsed > 0 ? (double)p->done / elapsed : 0.0);
+    share = share < 1.0 ? share : 1.0; /* a total is an estimate now and then */
+    char amount[32], rate[48] = "", left[32];
+    if (p->unit[0]) {
+        amount_text(amount, p, elapsed > 0 ? (double)p->done / elapsed : 0.0);
+        snprintf(rate, sizeof rate, ", %s/s", amount);
+    }
     mq_cli_seconds_text(left, share > 0 ? elapsed * (1.0 - share) / share : 0.0);
-    fprintf(stderr, "%s%s: %s %5.1f %%, %s/s, %s left%s", p->terminal ? "\r\033[K" : "", p->tool, p->what, 100.0 * share,
-            rate, left, p->terminal ? "" : "\n");
+    fprintf(stderr, "%s%s: %s %5.1f %%%s, %s left%s", p->terminal ? "\r\033[K" : "", p->tool, p->what, 100.0 * share, rate,
+            left, p->terminal ? "" : "\n");
     fflush(stderr);
     p->printed = now;
     p->dirty = p->terminal;

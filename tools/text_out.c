@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#include "src/utf8.h"
+#include "src/unicode.h"
 
 mq_text_out mq_text_out_begin(const mq_tokenizer *t, const char *const *stops, int n_stops)
 {
@@ -35,10 +35,12 @@ static int64_t open_tail(const char *text, int64_t n)
     return 0;
 }
 
-/* The earliest stop string in the held text, or -1; *keep is the longest suffix that may still become one. */
+/* Where the stop string that is complete first begins in the held text, or -1; of two that end together the longer one.
+ * *keep is the longest suffix that may still become one.  First complete, not first begun: the answer must not depend on how
+ * the text is cut into tokens. */
 static int64_t find_stop(const mq_text_out *o, int64_t *keep)
 {
-    int64_t first = -1, n = o->held.n_bytes;
+    int64_t first = -1, first_end = INT64_MAX, n = o->held.n_bytes;
     *keep = 0;
     for (int s = 0; s < o->n_stops; s++) {
         int64_t m = (int64_t)strlen(o->stops[s]);
@@ -46,34 +48,22 @@ static int64_t find_stop(const mq_text_out *o, int64_t *keep)
             int64_t overlap = n - at < m ? n - at : m;
             if (memcmp(o->held.data + at, o->stops[s], (size_t)overlap) != 0)
                 continue;
-            if (overlap == m) {
-                first = first < 0 || at < first ? at : first;
-                break;
+            if (overlap < m) {
+                *keep = n - at > *keep ? n - at : *keep;
+            } else if (at + m < first_end || (at + m == first_end && at < first)) {
+                first = at;
+                first_end = at + m;
             }
-            *keep = n - at > *keep ? n - at : *keep;
             break;
         }
     }
     return first;
 }
 
-/* Append text to out with invalid sequences as U+FFFD, as the tokenizers library prints them. */
-static void append_valid(mq_buf *out, const char *text, int64_t n)
-{
-    for (int64_t i = 0; i < n;) {
-        int m = mq_utf8_bytes(text + i, n - i);
-        if (m)
-            mq_buf_append(out, text + i, m);
-        else
-            mq_buf_str(out, "\xef\xbf\xbd");
-        i += m ? m : 1;
-    }
-}
-
 static mq_status release_front(mq_text_out *o, mq_buf *out, int64_t n, mq_err *err)
 {
     int64_t before = out->n_bytes;
-    append_valid(out, o->held.data, n);
+    mq_unicode_append_lossy(out, o->held.data, n); /* cut where a sequence begins, so pieces give what the whole gives */
     mq_buf_append(&o->all, out->data + before, out->n_bytes - before);
     int64_t left = o->held.n_bytes - n;
     if (left > 0)
@@ -88,8 +78,9 @@ mq_status mq_text_out_add(mq_text_out *o, mq_buf *out, int32_t token, mq_err *er
     mq_buf_clear(out);
     if (o->stopped)
         return MQ_OK;
-    MQ_TRY(mq_tokenizer_token_bytes(o->tokenizer, &o->held, token, true, err));
-    MQ_TRY(mq_buf_status(&o->held, err));
+    mq_status st = mq_tokenizer_token_bytes(o->tokenizer, &o->held, token, true, err);
+    if (st != MQ_OK && st != MQ_E_ARG) /* ARG: an unknown id */
+        return st;
     int64_t keep, stop = find_stop(o, &keep);
     if (stop >= 0) {
         o->stopped = true;
