@@ -208,6 +208,7 @@ typedef struct damage {
 #define F MQ_E_FORMAT
 #define H MQ_E_HASH
 
+/* clang-format off: one damage a line */
 /* Records of layer files: 0..3 q k v o; dense 4 gate 5 up 6 down; experts 4..7 gate_up, 8..11 down.
  */
 static const damage damages[] = {
@@ -491,6 +492,8 @@ static const damage zstd_damages[] = {
     {"padding behind a frame", L1, PADDING, 4, 0, 1, 1, ALL, 0, 0, F, GU1,
      "padding behind the record"},
 };
+
+/* clang-format on */
 
 /* ---- Doing it ---- */
 
