@@ -73,6 +73,9 @@ static inline MQ_HD int mq_unit_scale_index(int r, int c, int group)
 /* Weight (row, col) of a packed matrix [rows, cols]; the slow definition, for tests and checks. */
 float mq_units_at(const uint8_t *units, int64_t cols, int group, int64_t row, int64_t col);
 
+/* out [16, cols] = one tile, the bits of mq_units_at; cols a multiple of mq_block_cols(group). */
+void mq_units_widen_tile(float *out, const uint8_t *tile, int64_t cols, int group);
+
 /* gate_up: packed row of gate row i (up: is_up = 1), and back. */
 static inline MQ_HD int64_t mq_gate_up_row(int64_t i, int is_up) { return i / 8 * 16 + i % 8 + 8 * is_up; }
 

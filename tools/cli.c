@@ -1,5 +1,5 @@
-/* The end of a tool's run: exit statuses, the error line, the JSON object, signals, and numbers for people.
- * Parsing of options is in options.c, the progress line in progress.c. */
+/* The end of a tool's run: exit statuses, the error line, the JSON object, signals, and numbers for
+ * people. Parsing of options is in options.c, the progress line in progress.c. */
 #include "tools/cli.h"
 
 #include <errno.h>
@@ -15,14 +15,18 @@
 
 static volatile sig_atomic_t stop_signal; /* written by the handler alone */
 
-static void on_signal(int number) { stop_signal = number; }
+static void on_signal(int number)
+{
+    stop_signal = number;
+}
 
 void mq_cli_catch_signals(void)
 {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
-    /* A second signal ends the process at once; reads and writes go on, since the flag is polled. */
+    /* A second signal ends the process at once; reads and writes go on, since the flag is polled.
+     */
     action.sa_flags = (int)(SA_RESETHAND | SA_RESTART);
     const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
@@ -34,7 +38,10 @@ void mq_cli_catch_signals(void)
     signal(SIGPIPE, SIG_IGN); /* a closed stdout is an I/O error, not a death */
 }
 
-bool mq_cli_stopped(void) { return stop_signal != 0; }
+bool mq_cli_stopped(void)
+{
+    return stop_signal != 0;
+}
 
 mq_status mq_cli_check_stop(mq_err *err)
 {
@@ -94,8 +101,11 @@ void mq_cli_bytes_text(char out[32], int64_t n_bytes)
         value /= 1000;
         unit++;
     }
-    snprintf(out, 32, value < 9.995 && unit ? "%.2f %s" : value < 99.95 && unit ? "%.1f %s" : "%.0f %s", value,
-             units[unit]);
+    snprintf(out, 32,
+             value < 9.995 && unit   ? "%.2f %s"
+             : value < 99.95 && unit ? "%.1f %s"
+                                     : "%.0f %s",
+             value, units[unit]);
 }
 
 void mq_cli_seconds_text(char out[32], double seconds)
@@ -159,21 +169,27 @@ mq_status mq_cli_device(const char **kernels_name, const char *device, mq_err *e
     *kernels_name = "cpu";
     if (!device || strcmp(device, "cpu") == 0)
         return MQ_OK;
-    long ordinal = strncmp(device, "cuda:", 5) == 0 ? largest_ordinal(device + 5) : strcmp(device, "cuda") == 0 ? 0 : -1;
+    long ordinal = strncmp(device, "cuda:", 5) == 0 ? largest_ordinal(device + 5)
+                   : strcmp(device, "cuda") == 0    ? 0
+                                                    : -1;
     if (ordinal < 0)
         return mq_fail(err, MQ_E_ARG, "--device %s: expected cpu, cuda or cuda:0,1,...", device);
     int count = mq_cuda_count();
     if (count == 0)
         return mq_fail(err, MQ_E_DEVICE, "--device %s: no CUDA device is visible", device);
     if (ordinal >= count)
-        return mq_fail(err, MQ_E_DEVICE, "--device %s: device %ld, but there are %d", device, ordinal, count);
+        return mq_fail(err, MQ_E_DEVICE, "--device %s: device %ld, but there are %d", device,
+                       ordinal, count);
     return mq_fail(err, MQ_E_ARG, "--device %s: not built yet; use --device cpu", device);
 }
 
-bool mq_cli_text(const mq_cli *c) { return !(c->json_path && strcmp(c->json_path, "-") == 0); }
+bool mq_cli_text(const mq_cli *c)
+{
+    return !(c->json_path && strcmp(c->json_path, "-") == 0);
+}
 
-/* Close the arrays and objects that a failure left open in body, so that the whole stays JSON.  What stands there is the
- * writer's, so quotes and brackets match up to the end. */
+/* Close the arrays and objects that a failure left open in body, so that the whole stays JSON. What
+ * stands there is the writer's, so quotes and brackets match up to the end. */
 static void close_open(mq_buf *out, const mq_buf *body)
 {
     char open[64]; /* closing brackets; our results nest three or four deep */
@@ -195,7 +211,8 @@ static void close_open(mq_buf *out, const mq_buf *body)
 }
 
 /* The members every result has, then the tool's, then the errors. */
-static mq_status print_result(const mq_cli *c, mq_buf *out, mq_status st, int exit_status, const mq_err *why, mq_err *err)
+static mq_status print_result(const mq_cli *c, mq_buf *out, mq_status st, int exit_status,
+                              const mq_err *why, mq_err *err)
 {
     MQ_TRY(mq_buf_status(&c->json_body, err));
     mq_buf_str(out, "{");
@@ -208,7 +225,10 @@ static mq_status print_result(const mq_cli *c, mq_buf *out, mq_status st, int ex
     for (int i = 0; i < c->argc; i++)
         mq_json_write_string(&w, NULL, c->argv[i]);
     mq_json_write_end_array(&w);
-    mq_json_write_string(&w, "status", st != MQ_OK ? mq_status_name(st) : exit_status ? "failed" : "ok");
+    mq_json_write_string(&w, "status",
+                         st != MQ_OK   ? mq_status_name(st)
+                         : exit_status ? "failed"
+                                       : "ok");
     mq_json_write_int(&w, "exit_code", exit_status);
     mq_json_write_double(&w, "seconds", mq_cli_now() - c->started);
     mq_json_write_int(&w, "peak_host_bytes", mq_cli_peak_host_bytes());
@@ -233,7 +253,8 @@ static mq_status write_text(const char *path, const mq_buf *text, mq_err *err)
     FILE *f = strcmp(path, "-") == 0 ? stdout : fopen(path, "w");
     if (!f)
         return mq_fail(err, MQ_E_IO, "%s: %s", path, strerror(errno));
-    bool good = fwrite(text->data, 1, (size_t)text->n_bytes, f) == (size_t)text->n_bytes && fflush(f) == 0;
+    bool good =
+        fwrite(text->data, 1, (size_t)text->n_bytes, f) == (size_t)text->n_bytes && fflush(f) == 0;
     int reason = errno;
     if (f != stdout && fclose(f) != 0 && good) {
         good = false;
@@ -249,9 +270,12 @@ int mq_cli_finish(mq_cli *c, mq_status st, int status_override, const mq_err *er
         why = *err;
     if ((fflush(stdout) != 0 || ferror(stdout)) && st == MQ_OK)
         st = mq_fail(&why, MQ_E_IO, "stdout: %s", errno ? strerror(errno) : "write error");
-    int exit_status = st != MQ_OK ? mq_cli_exit_status(st) : status_override >= 0 ? status_override : 0;
+    int exit_status = st != MQ_OK            ? mq_cli_exit_status(st)
+                      : status_override >= 0 ? status_override
+                                             : 0;
     if (st != MQ_OK)
-        fprintf(stderr, "%s%s: %s: %s\n", mq_cli_line_start(), c->tool, st == MQ_E_STOPPED ? "stopped" : "error", why.text);
+        fprintf(stderr, "%s%s: %s: %s\n", mq_cli_line_start(), c->tool,
+                st == MQ_E_STOPPED ? "stopped" : "error", why.text);
     if (c->json_path) {
         mq_buf out = mq_buf_empty();
         mq_status wrote = print_result(c, &out, st, exit_status, &why, &failure);

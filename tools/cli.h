@@ -26,15 +26,16 @@ typedef struct mq_opt_list {
     int n;
 } mq_opt_list;
 
-/* One option.  help is one line for --help; value_name "" for flags; choices "a|b|c" limits strings. */
+/* One option.  help is one line for --help; value_name "" for flags; choices "a|b|c" limits
+ * strings. */
 typedef struct mq_opt {
     const char *name; /* without dashes */
     mq_opt_kind kind;
-    void *out;        /* where the value goes; the default stands there before parsing */
+    void *out; /* where the value goes; the default stands there before parsing */
     const char *value_name, *choices, *help;
     int64_t min, max;
     double dmin, dmax;
-    bool *given;      /* set when the option was given; may be NULL */
+    bool *given; /* set when the option was given; may be NULL */
 } mq_opt;
 
 /* What every tool has: --json FILE|-, --quiet, --help, --version. */
@@ -48,45 +49,52 @@ typedef struct mq_cli {
     const char *json_path; /* NULL, "-" or a file */
     bool quiet;
     /* result */
-    int argc;              /* the command line, borrowed: "command" of the JSON object */
+    int argc; /* the command line, borrowed: "command" of the JSON object */
     char **argv;
-    mq_buf json_body;      /* members the tool adds through json */
+    mq_buf json_body; /* members the tool adds through json */
     mq_json_writer json;
-    double started;        /* monotonic seconds */
+    double started; /* monotonic seconds */
 } mq_cli;
 
-/* True when results belong on stdout as text; false with --json -, which leaves stdout to the JSON object. */
+/* True when results belong on stdout as text; false with --json -, which leaves stdout to the JSON
+ * object. */
 bool mq_cli_text(const mq_cli *c);
 
-/* Parse argv (--opt V, --opt=V, -- ends options; unknown or repeated options are errors).  MQ_OK; MQ_E_ARG with the reason;
- * *done is set when --help or --version was printed (the tool then exits 0). */
+/* Parse argv (--opt V, --opt=V, -- ends options; unknown or repeated options are errors).  MQ_OK;
+ * MQ_E_ARG with the reason; *done is set when --help or --version was printed (the tool then exits
+ * 0). */
 mq_status mq_cli_parse(mq_cli *c, int argc, char **argv, bool *done, mq_err *err);
 
-/* Exit status of design.md for a code: ARG 2, FORMAT UNSUPPORTED SHAPE HASH NUMERIC 3, IO 4, NOMEM DEVICE 5, EXISTS 6, BUG 70,
- * STOPPED 128 + signal. */
+/* Exit status of design.md for a code: ARG 2, FORMAT UNSUPPORTED SHAPE HASH NUMERIC 3, IO 4, NOMEM
+ * DEVICE 5, EXISTS 6, BUG 70, STOPPED 128 + signal. */
 int mq_cli_exit_status(mq_status st);
 
-/* End a tool: flush stdout (a failure is MQ_E_IO), print the error line ("mimo-verify: error: ..."), write the JSON object (schema
- * "mimo-1", tool, version, command[], status, exit_code, seconds, peak_host_bytes, the tool's members, errors[]), release c.
- * Arrays and objects that a failure left open in the tool's members are closed.  status_override >= 0 replaces exit status 0
+/* End a tool: flush stdout (a failure is MQ_E_IO), print the error line ("mimo-verify: error:
+ * ..."), write the JSON object (schema "mimo-1", tool, version, command[], status, exit_code,
+ * seconds, peak_host_bytes, the tool's members, errors[]), release c. Arrays and objects that a
+ * failure left open in the tool's members are closed.  status_override >= 0 replaces exit status 0
  * (1: a threshold was missed; status "failed").  Returns the exit status. */
 int mq_cli_finish(mq_cli *c, mq_status st, int status_override, const mq_err *err);
 
 /* A notice or warning line on stderr: "mimo-quantize: warning: ...". */
 void mq_cli_warn(const mq_cli *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-void mq_cli_note(const mq_cli *c, const char *fmt, ...) __attribute__((format(printf, 2, 3))); /* silent with --quiet */
+void mq_cli_note(const mq_cli *c, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3))); /* silent with --quiet */
 
-/* Progress: one rewriting line on a terminal, a line every 10 s elsewhere, nothing with --quiet.  Thread safe. */
+/* Progress: one rewriting line on a terminal, a line every 10 s elsewhere, nothing with --quiet.
+ * Thread safe. */
 typedef struct mq_progress mq_progress;
-mq_status mq_progress_create(mq_progress **out, const mq_cli *c, const char *what, int64_t total, const char *unit,
-                             mq_err *err);             /* unit "B": sizes and rates in bytes; "": share and time left alone */
-void mq_progress_add(mq_progress *p, int64_t n);       /* accepts NULL */
-void mq_progress_free(mq_progress *p);                 /* clears the line; accepts NULL */
-/* What to print before a line on stderr: wipes a rewriting progress line on a terminal, "" elsewhere. */
+mq_status mq_progress_create(
+    mq_progress **out, const mq_cli *c, const char *what, int64_t total, const char *unit,
+    mq_err *err); /* unit "B": sizes and rates in bytes; "": share and time left alone */
+void mq_progress_add(mq_progress *p, int64_t n); /* accepts NULL */
+void mq_progress_free(mq_progress *p);           /* clears the line; accepts NULL */
+/* What to print before a line on stderr: wipes a rewriting progress line on a terminal, ""
+ * elsewhere. */
 const char *mq_cli_line_start(void);
 
-/* Install handlers for SIGINT, SIGTERM, SIGHUP; mq_cli_stopped tells whether one arrived (poll it between pieces of work);
- * mq_cli_check_stop fills err with MQ_E_STOPPED when so. */
+/* Install handlers for SIGINT, SIGTERM, SIGHUP; mq_cli_stopped tells whether one arrived (poll it
+ * between pieces of work); mq_cli_check_stop fills err with MQ_E_STOPPED when so. */
 void mq_cli_catch_signals(void);
 bool mq_cli_stopped(void);
 mq_status mq_cli_check_stop(mq_err *err);
@@ -94,11 +102,11 @@ mq_status mq_cli_check_stop(mq_err *err);
 /* Numbers for people: "1.2 GB", "3 min 05 s". */
 void mq_cli_bytes_text(char out[32], int64_t n_bytes);
 void mq_cli_seconds_text(char out[32], double seconds);
-double mq_cli_now(void);             /* monotonic seconds */
+double mq_cli_now(void);              /* monotonic seconds */
 int64_t mq_cli_peak_host_bytes(void); /* maximum resident set of this process */
 
-/* --device cpu|cuda[:0,1,...] to the name of a kernel table.  NULL: cpu.  MQ_E_ARG: another form; cuda is MQ_E_DEVICE without that
- * GPU (exit 5) and MQ_E_ARG "not built yet" with it. */
+/* --device cpu|cuda[:0,1,...] to the name of a kernel table.  NULL: cpu.  MQ_E_ARG: another form;
+ * cuda is MQ_E_DEVICE without that GPU (exit 5) and MQ_E_ARG "not built yet" with it. */
 mq_status mq_cli_device(const char **kernels_name, const char *device, mq_err *err);
 
 #endif

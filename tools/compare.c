@@ -1,6 +1,6 @@
-/* See compare.h.  A job is one shard file: its records are loaded (digest checked) and held against the same slices of the
- * checkpoint.  Every (file, record) has its own place for results, summed in plan order afterwards, so the
- * numbers do not depend on the order in which threads finish. */
+/* See compare.h.  A job is one shard file: its records are loaded (digest checked) and held against
+ * the same slices of the checkpoint.  Every (file, record) has its own place for results, summed in
+ * plan order afterwards, so the numbers do not depend on the order in which threads finish. */
 #include "tools/compare.h"
 
 #include <math.h>
@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "calib/round.h"
 #include "src/pool.h"
 #include "src/units.h"
 
@@ -53,19 +54,27 @@ static void slice_release(slice *s)
     memset(s, 0, sizeof *s);
 }
 
-static mq_status slice_read(slice *s, const mq_source *source, mq_key key, int64_t row0, int64_t rows, int64_t col0,
+/* Rows [row0, row0 + rows) x columns [col0, col0 + cols) of a tensor that must be [full_rows,
+ * full_cols]. */
+static mq_status slice_read(slice *s, const mq_source *source, mq_key key, int64_t full_rows,
+                            int64_t full_cols, int64_t row0, int64_t rows, int64_t col0,
                             int64_t cols, mq_err *err)
 {
     mq_source_tensor t;
     memset(s, 0, sizeof *s);
+    char name[MQ_KEY_NAME];
+    mq_key_name(name, sizeof name, key);
+    if (!mq_source_has(source, key))
+        return mq_fail(err, MQ_E_SHAPE, "tensor '%s': in the packed model, but not in the source",
+                       name);
     MQ_TRY(mq_source_find(&t, source, key, err));
-    if (row0 + rows > t.rows || col0 + cols > t.cols) {
-        char name[MQ_KEY_NAME];
-        mq_key_name(name, sizeof name, key);
-        return mq_fail(err, MQ_E_SHAPE, "tensor '%s': the packed slice ends at [%lld, %lld], the source has [%lld, %lld]",
-                       name, (long long)(row0 + rows), (long long)(col0 + cols), (long long)t.rows, (long long)t.cols);
-    }
-    MQ_TRY(mq_source_slice(&s->view, &s->data_bytes, &s->scale_bytes, &t, row0, rows, col0, cols, err));
+    if (full_rows != t.rows || full_cols != t.cols)
+        return mq_fail(err, MQ_E_SHAPE,
+                       "tensor '%s': the packed model has [%lld, %lld], the source [%lld, %lld]",
+                       name, (long long)full_rows, (long long)full_cols, (long long)t.rows,
+                       (long long)t.cols);
+    MQ_TRY(mq_source_slice(&s->view, &s->data_bytes, &s->scale_bytes, &t, row0, rows, col0, cols,
+                           err));
     s->data = malloc((size_t)s->data_bytes + 1);
     s->scale = malloc((size_t)s->scale_bytes + 1);
     if (!s->data || !s->scale)
@@ -80,78 +89,92 @@ static bool same_bytes(const slice *s, const mq_matrix *packed)
     if (v->scheme != packed->scheme || v->rows != packed->rows || v->cols != packed->cols)
         return false;
     if (v->scheme == MQ_SCHEME_FP8_BLOCK &&
-        (v->seg_rows != packed->seg_rows || v->row_phase != packed->row_phase || v->col_phase != packed->col_phase))
+        (v->seg_rows != packed->seg_rows || v->row_phase != packed->row_phase ||
+         v->col_phase != packed->col_phase))
         return false;
     return memcmp(s->data, packed->data, (size_t)s->data_bytes) == 0 &&
            (s->scale_bytes == 0 || memcmp(s->scale, packed->scale, (size_t)s->scale_bytes) == 0);
 }
 
-static mq_status compare_untouched(record_result *r, const compare_job *job, const mq_record_spec *spec,
-                                   const mq_matrix *packed, mq_err *err)
+static mq_status compare_untouched(record_result *r, const compare_job *job,
+                                   const mq_record_spec *spec, const mq_matrix *packed, mq_err *err)
 {
-    if (spec->key.role == MQ_ROLE_DRAFT_MASK) { /* comes from mask_embedding.pt, not from a tensor */
-        const mq_mask_embedding *mask = &job->source->mask;
-        r->different = mask->n != packed->cols ||
-                       memcmp(mask->bytes, packed->data, (size_t)(mask->n * mq_dtype_bits(mask->dtype) / 8)) != 0;
-        return MQ_OK;
-    }
     slice s;
-    mq_status st = slice_read(&s, job->source, spec->key, spec->row0, spec->rows, spec->col0, spec->cols, err);
+    mq_status st = slice_read(&s, job->source, spec->key, spec->full_rows, spec->full_cols,
+                              spec->row0, spec->rows, spec->col0, spec->cols, err);
     if (st == MQ_OK)
         r->different = !same_bytes(&s, packed);
     slice_release(&s);
     return st;
 }
 
-/* Error sums of packed rows [cols] against source rows; row i of the source slice is packed row first + map(i). */
-static mq_status error_of_part(record_result *r, int part, const slice *s, const mq_matrix *packed, int interleave,
-                               mq_err *err)
+/* Add n weights a of the source against b of the packed model.  Eight sums over every eighth
+ * weight, then a fixed tree: fast, and the same on every machine. */
+static void add_errors(record_result *r, int part, const float *a, const float *b, int64_t n)
 {
-    int64_t cols = packed->cols;
-    float *a = malloc((size_t)cols * 2 * sizeof *a);
-    if (!a)
-        return mq_fail(err, MQ_E_NOMEM, "out of memory");
-    float *b = a + cols;
-    r->exact[part] = true;
-    for (int64_t i = 0; i < s->view.rows; i++) {
-        mq_matrix_widen(&s->view, i, 1, a);
-        mq_matrix_widen(packed, interleave ? mq_gate_up_row(i, part) : i, 1, b);
-        double err2 = 0, norm2 = 0;
-        for (int64_t c = 0; c < cols; c++) {
-            double d = (double)a[c] - (double)b[c];
-            err2 += d * d;
-            norm2 += (double)a[c] * (double)a[c];
+    double err2[8] = {0}, norm2[8] = {0};
+    for (int64_t c = 0; c < n; c += 8) /* n is a multiple of 64 */
+        for (int k = 0; k < 8; k++) {
+            double w = (double)a[c + k], d = w - (double)b[c + k];
+            err2[k] += d * d;
+            norm2[k] += w * w;
         }
-        if (memcmp(a, b, (size_t)cols * sizeof *a) != 0)
-            r->exact[part] = false;
-        r->err2[part] += err2;
-        r->norm2[part] += norm2;
-    }
-    free(a);
-    return MQ_OK;
+    for (int half = 4; half; half /= 2)
+        for (int k = 0; k < half; k++) {
+            err2[k] += err2[k + half];
+            norm2[k] += norm2[k + half];
+        }
+    r->err2[part] += err2[0];
+    r->norm2[part] += norm2[0];
+    r->exact[part] = r->exact[part] && memcmp(a, b, (size_t)n * sizeof *a) == 0;
 }
 
-static mq_status compare_expert(record_result *r, const compare_job *job, const mq_record_spec *spec,
-                                const mq_matrix *packed, mq_err *err)
+/* Packed tiles against the source: one slice, or gate and up, which share a tile as its upper and
+ * lower eight rows. */
+static void compare_tiles(record_result *r, mq_rounder *rounder, const slice parts[2], int n_parts,
+                          const mq_matrix *packed, float *workspace)
 {
-    bool pair = spec->key.role == MQ_ROLE_EXPERT_GATE_UP;
-    const mq_role roles[2] = {pair ? MQ_ROLE_EXPERT_GATE : MQ_ROLE_EXPERT_DOWN, MQ_ROLE_EXPERT_UP};
-    for (int part = 0; part < (pair ? 2 : 1); part++) {
-        mq_key key = spec->key;
-        key.role = roles[part];
-        slice s;
-        mq_status st = slice_read(&s, job->source, key, pair ? spec->row0 / 2 : spec->row0,
-                                  pair ? spec->rows / 2 : spec->rows, spec->col0, spec->cols, err);
-        if (st == MQ_OK)
-            st = error_of_part(r, part, &s, packed, pair, err);
-        slice_release(&s);
-        MQ_TRY(st);
+    int64_t cols = packed->cols, tile_bytes = mq_tile_bytes(cols, packed->group);
+    int rows = MQ_UNIT_ROWS / n_parts;
+    float *from_packed = workspace, *from_source = workspace + MQ_UNIT_ROWS * cols;
+    for (int64_t t = 0; t < packed->rows / MQ_UNIT_ROWS; t++) {
+        mq_units_widen_tile(from_packed, (const uint8_t *)packed->data + t * tile_bytes, cols,
+                            packed->group);
+        for (int p = 0; p < n_parts; p++) {
+            mq_round_widen(rounder, &parts[p].view, t * rows, rows, from_source);
+            add_errors(r, p, from_source, from_packed + p * rows * cols, rows * cols);
+        }
     }
-    return MQ_OK;
 }
 
-static mq_status compare_record(record_result *r, const compare_job *job, const mq_shard *shard, int64_t i,
-                                const mq_record_spec *spec, mq_err *err)
+static mq_status compare_expert(record_result *r, const compare_job *job, mq_rounder *rounder,
+                                const mq_record_spec *spec, const mq_matrix *packed, mq_err *err)
+{
+    int n_parts = spec->key.role == MQ_ROLE_EXPERT_GATE_UP ? 2 : 1;
+    const mq_role roles[2] = {n_parts == 2 ? MQ_ROLE_EXPERT_GATE : MQ_ROLE_EXPERT_DOWN,
+                              MQ_ROLE_EXPERT_UP};
+    slice parts[2];
+    memset(parts, 0, sizeof parts);
+    float *workspace = malloc((size_t)packed->cols * 2 * MQ_UNIT_ROWS * sizeof *workspace);
+    mq_status st = workspace ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "out of memory");
+    for (int p = 0; p < n_parts && st == MQ_OK; p++) {
+        mq_key key = spec->key;
+        key.role = roles[p];
+        r->exact[p] = true;
+        st = slice_read(&parts[p], job->source, key, spec->full_rows / n_parts, spec->full_cols,
+                        spec->row0 / n_parts, spec->rows / n_parts, spec->col0, spec->cols, err);
+    }
+    if (st == MQ_OK)
+        compare_tiles(r, rounder, parts, n_parts, packed, workspace);
+    slice_release(&parts[0]);
+    slice_release(&parts[1]);
+    free(workspace);
+    return st;
+}
+
+static mq_status compare_record(record_result *r, const compare_job *job, mq_rounder *rounder,
+                                const mq_shard *shard, int64_t i, const mq_record_spec *spec,
+                                mq_err *err)
 {
     const mq_shard_entry *e = mq_shard_entry_at(shard, i);
     uint8_t *plain = aligned_alloc(64, (size_t)mq_round_up((int64_t)e->plain_bytes + 1, 64));
@@ -161,7 +184,8 @@ static mq_status compare_record(record_result *r, const compare_job *job, const 
     if (st == MQ_OK) {
         mq_matrix m = mq_shard_matrix(shard, i, plain);
         r->scheme = m.scheme;
-        st = spec->is_expert ? compare_expert(r, job, spec, &m, err) : compare_untouched(r, job, spec, &m, err);
+        st = spec->is_expert ? compare_expert(r, job, rounder, spec, &m, err)
+                             : compare_untouched(r, job, spec, &m, err);
     }
     free(plain);
     return st;
@@ -174,18 +198,20 @@ static mq_status compare_file(void *ctx, int64_t f, int worker, mq_err *err)
     const mq_file_spec *file = &job->packed->plan->files[f];
     if (job->stopped && job->stopped())
         return mq_fail(err, MQ_E_STOPPED, "stopped");
-    mq_shard *shard;
-    MQ_TRY(mq_packed_shard(&shard, job->packed, f, err));
-    mq_status st = MQ_OK;
+    mq_shard *shard = NULL;
+    mq_rounder *rounder;
+    MQ_TRY(mq_rounder_create(&rounder, NULL, err));
+    mq_status st = mq_packed_shard(&shard, job->packed, f, err);
     for (int64_t i = 0; i < file->n_records && st == MQ_OK; i++) {
-        st = compare_record(&job->results[f][i], job, shard, i, &file->records[i], err);
+        st = compare_record(&job->results[f][i], job, rounder, shard, i, &file->records[i], err);
         if (job->progress)
             job->progress(job->progress_ctx, (int64_t)mq_shard_entry_at(shard, i)->stored_bytes);
         if (st == MQ_OK && job->stopped && job->stopped())
             st = mq_fail(err, MQ_E_STOPPED, "stopped");
     }
     mq_shard_close(shard);
-    return mq_wrap(err, st, "%s", file->name);
+    mq_rounder_free(rounder);
+    return st; /* the readers of both sides name file and tensor */
 }
 
 /* Place of an expert matrix: layers in order, experts, then gate, up, down. */
@@ -194,7 +220,8 @@ static int64_t matrix_index(const int64_t *layer_first, const mq_key *key, int p
     return layer_first[key->layer] + key->expert * 3 + part;
 }
 
-static void add_part(mq_comparison *out, int64_t at, mq_key key, mq_role role, const record_result *r, int part)
+static void add_part(mq_comparison *out, int64_t at, mq_key key, mq_role role,
+                     const record_result *r, int part)
 {
     mq_matrix_error *m = &out->matrices[at];
     bool first = m->key.role != role;
@@ -213,17 +240,21 @@ static void gather_file(mq_comparison *out, const mq_file_spec *file, const reco
         const mq_record_spec *spec = &file->records[i];
         const record_result *r = &results[i];
         if (spec->key.role == MQ_ROLE_EXPERT_GATE_UP) {
-            add_part(out, matrix_index(layer_first, &spec->key, 0), spec->key, MQ_ROLE_EXPERT_GATE, r, 0);
-            add_part(out, matrix_index(layer_first, &spec->key, 1), spec->key, MQ_ROLE_EXPERT_UP, r, 1);
+            add_part(out, matrix_index(layer_first, &spec->key, 0), spec->key, MQ_ROLE_EXPERT_GATE,
+                     r, 0);
+            add_part(out, matrix_index(layer_first, &spec->key, 1), spec->key, MQ_ROLE_EXPERT_UP, r,
+                     1);
         } else if (spec->is_expert) {
-            add_part(out, matrix_index(layer_first, &spec->key, 2), spec->key, MQ_ROLE_EXPERT_DOWN, r, 0);
+            add_part(out, matrix_index(layer_first, &spec->key, 2), spec->key, MQ_ROLE_EXPERT_DOWN,
+                     r, 0);
         } else {
             out->n_untouched += file->rank == 0;
             out->untouched_bytes += mq_record_plain_bytes(spec, r->scheme, 0);
             if (r->different && out->n_different++ == 0) {
                 char name[MQ_KEY_NAME];
                 mq_key_name(name, sizeof name, spec->key);
-                snprintf(out->first_difference, sizeof out->first_difference, "%s: tensor '%s'", file->name, name);
+                snprintf(out->first_difference, sizeof out->first_difference, "%s: tensor '%s'",
+                         file->name, name);
             }
         }
     }
@@ -252,33 +283,39 @@ static mq_status check_same_model(const mq_model *a, const mq_model *b, mq_err *
     const struct {
         const char *name;
         int a, b;
-    } rows[] = {{"num_hidden_layers", a->n_layers, b->n_layers}, {"hidden_size", a->hidden, b->hidden},
-                {"vocab_size", a->vocab, b->vocab},              {"n_routed_experts", a->n_experts, b->n_experts},
-                {"MTP layers", a->n_mtp, b->n_mtp},              {"fused_qkv", a->fused_qkv, b->fused_qkv}};
+    } rows[] = {{"num_hidden_layers", a->n_layers, b->n_layers},
+                {"hidden_size", a->hidden, b->hidden},
+                {"vocab_size", a->vocab, b->vocab},
+                {"n_routed_experts", a->n_experts, b->n_experts},
+                {"MTP layers", a->n_mtp, b->n_mtp},
+                {"fused_qkv", a->fused_qkv, b->fused_qkv}};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
         if (rows[i].a != rows[i].b)
-            return mq_fail(err, MQ_E_SHAPE, "the source is another model: %s %d, the packed model has %d", rows[i].name,
-                           rows[i].a, rows[i].b);
+            return mq_fail(err, MQ_E_SHAPE,
+                           "the source is another model: %s %d, the packed model has %d",
+                           rows[i].name, rows[i].a, rows[i].b);
     for (int layer = 0; layer < a->n_layers; layer++)
         if (a->is_moe[layer] != b->is_moe[layer] || a->is_swa[layer] != b->is_swa[layer])
-            return mq_fail(err, MQ_E_SHAPE, "the source is another model: layer %d is of another kind", layer);
+            return mq_fail(err, MQ_E_SHAPE,
+                           "the source is another model: layer %d is of another kind", layer);
     return MQ_OK;
 }
 
-mq_status mq_compare_weights(mq_comparison *out, const mq_source *source, const mq_packed *packed, int n_threads,
-                             void (*progress)(void *ctx, int64_t n_bytes), void *progress_ctx, bool (*stopped)(void),
-                             mq_err *err)
+mq_status mq_compare_weights(mq_comparison *out, const mq_source *source, const mq_packed *packed,
+                             int n_threads, void (*progress)(void *ctx, int64_t n_bytes),
+                             void *progress_ctx, bool (*stopped)(void), mq_err *err)
 {
     memset(out, 0, sizeof *out);
     MQ_TRY(check_same_model(&source->model, &packed->model, err));
     if (packed->has_draft && !source->has_draft)
         return mq_fail(err, MQ_E_SHAPE, "the packed model has a drafter, the source has none");
     int64_t n_files = packed->plan->n_files;
-    compare_job job = {source, packed, calloc((size_t)n_files + 1, sizeof(record_result *)),
+    compare_job job = {source,   packed,       calloc((size_t)n_files + 1, sizeof(record_result *)),
                        progress, progress_ctx, stopped};
     mq_status st = job.results ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "out of memory");
     for (int64_t f = 0; f < n_files && st == MQ_OK; f++) {
-        job.results[f] = calloc((size_t)packed->plan->files[f].n_records + 1, sizeof(record_result));
+        job.results[f] =
+            calloc((size_t)packed->plan->files[f].n_records + 1, sizeof(record_result));
         if (!job.results[f])
             st = mq_fail(err, MQ_E_NOMEM, "out of memory");
     }

@@ -1,5 +1,5 @@
-/* See generate.h.  One call is one sequence; the engine does the arithmetic, text_out.c the text, and the caller decides where
- * pieces of text go. */
+/* See generate.h.  One call is one sequence; the engine does the arithmetic, text_out.c the text,
+ * and the caller decides where pieces of text go. */
 #include "tools/generate.h"
 
 #include <stdlib.h>
@@ -26,12 +26,15 @@ static mq_status check_prompt(const mq_engine *e, const mq_tokens *prompt, mq_er
     if (prompt->n == 0)
         return mq_fail(err, MQ_E_ARG, "the prompt is empty");
     if (prompt->n > context)
-        return mq_fail(err, MQ_E_ARG, "the prompt has %lld tokens, but the context holds %lld; --context sets it (the model's limit is %d)",
+        return mq_fail(err, MQ_E_ARG,
+                       "the prompt has %lld tokens, but the context holds %lld; --context sets it "
+                       "(the model's limit is %d)",
                        (long long)prompt->n, (long long)context, mq_engine_model(e)->max_positions);
     for (int64_t i = 0; i < prompt->n; i++)
         if (prompt->ids[i] < 0 || prompt->ids[i] >= vocab)
-            return mq_fail(err, MQ_E_ARG, "token %lld of the prompt is %d, expected 0 to %d (the vocabulary)", (long long)i,
-                           prompt->ids[i], vocab - 1);
+            return mq_fail(err, MQ_E_ARG,
+                           "token %lld of the prompt is %d, expected 0 to %d (the vocabulary)",
+                           (long long)i, prompt->ids[i], vocab - 1);
     return MQ_OK;
 }
 
@@ -131,8 +134,9 @@ static double percentile_ms(const mq_buf *sorted, double share)
     return 1e3 * value;
 }
 
-mq_status mq_generate(mq_generation *out, mq_engine *engine, const mq_tokenizer *tokenizer, const mq_tokens *prompt,
-                      const mq_generate_options *o, const mq_cli *cli, mq_err *err)
+mq_status mq_generate(mq_generation *out, mq_engine *engine, const mq_tokenizer *tokenizer,
+                      const mq_tokens *prompt, const mq_generate_options *o, const mq_cli *cli,
+                      mq_err *err)
 {
     memset(out, 0, sizeof *out);
     out->finish_reason = "error";
@@ -145,7 +149,8 @@ mq_status mq_generate(mq_generation *out, mq_engine *engine, const mq_tokenizer 
     if (st == MQ_OK)
         st = decode(&r, start, err);
     if (r.steps.n_bytes)
-        qsort(r.steps.data, (size_t)r.steps.n_bytes / sizeof(double), sizeof(double), compare_doubles);
+        qsort(r.steps.data, (size_t)r.steps.n_bytes / sizeof(double), sizeof(double),
+              compare_doubles);
     out->itl_ms_p50 = percentile_ms(&r.steps, 0.50);
     out->itl_ms_p99 = percentile_ms(&r.steps, 0.99);
     out->text = r.text.all;

@@ -1,4 +1,5 @@
-/* mimo-run: load a packed model (or a checkpoint) and write text: one prompt, given tokens, or a benchmark. */
+/* mimo-run: load a packed model (or a checkpoint) and write text: one prompt, given tokens, or a
+ * benchmark. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,12 @@
 #include "tools/cli.h"
 #include "tools/generate.h"
 
-enum { MAX_PROMPT_BYTES = 64 << 20, BENCH_PROMPT = 512, BENCH_TOKENS = 128, DEFAULT_CONTEXT = 8192 };
+enum {
+    MAX_PROMPT_BYTES = 64 << 20,
+    BENCH_PROMPT = 512,
+    BENCH_TOKENS = 128,
+    DEFAULT_CONTEXT = 8192
+};
 
 typedef struct run_options {
     const char *prompt, *prompt_file, *tokens_file, *device, *draft;
@@ -99,7 +105,8 @@ static mq_status read_tokens(mq_tokens *out, const char *path, mq_err *err)
     for (; n && st == MQ_OK; n = mq_json_next(n)) {
         int64_t id;
         if (!mq_json_int(n, &id) || id < 0 || id > INT32_MAX)
-            st = mq_fail(err, MQ_E_FORMAT, "%s: element %lld is not a token id", path, (long long)out->n);
+            st = mq_fail(err, MQ_E_FORMAT, "%s: element %lld is not a token id", path,
+                         (long long)out->n);
         else
             st = mq_tokens_append(out, (int32_t)id, err);
     }
@@ -114,14 +121,17 @@ static mq_status read_prompt(run_state *r, mq_err *err)
     if (o->tokens_file) {
         st = read_tokens(&r->prompt, o->tokens_file, err);
     } else if (o->prompt) {
-        st = mq_tokenizer_encode(r->tokenizer, &r->prompt, o->prompt, (int64_t)strlen(o->prompt), true, err);
+        st = mq_tokenizer_encode(r->tokenizer, &r->prompt, o->prompt, (int64_t)strlen(o->prompt),
+                                 true, err);
         st = mq_wrap(err, st, "--prompt");
     } else {
         mq_buf text = mq_buf_empty();
         st = mq_file_load(&text, o->prompt_file, MAX_PROMPT_BYTES, err);
         if (st == MQ_OK && text.n_bytes)
-            st = mq_wrap(err, mq_tokenizer_encode(r->tokenizer, &r->prompt, text.data, text.n_bytes, true, err), "%s",
-                         o->prompt_file);
+            st = mq_wrap(
+                err,
+                mq_tokenizer_encode(r->tokenizer, &r->prompt, text.data, text.n_bytes, true, err),
+                "%s", o->prompt_file);
         mq_buf_release(&text);
     }
     if (st == MQ_OK && r->prompt.n == 0)
@@ -133,7 +143,8 @@ static mq_status read_prompt(run_state *r, mq_err *err)
 static mq_status show(void *ctx, const mq_buf *piece, mq_err *err)
 {
     (void)ctx;
-    if (fwrite(piece->data, 1, (size_t)piece->n_bytes, stdout) != (size_t)piece->n_bytes || fflush(stdout) != 0)
+    if (fwrite(piece->data, 1, (size_t)piece->n_bytes, stdout) != (size_t)piece->n_bytes ||
+        fflush(stdout) != 0)
         return mq_fail(err, MQ_E_IO, "stdout: %s", strerror(errno));
     return MQ_OK;
 }
@@ -151,7 +162,8 @@ static mq_status prepare_bench(run_state *r, mq_err *err)
     if (n_prompt > room - r->o->max_tokens)
         n_prompt = room - r->o->max_tokens;
     if (n_prompt < 1)
-        return mq_fail(err, MQ_E_ARG, "--bench: %lld tokens leave no room for a prompt in a context of %lld",
+        return mq_fail(err, MQ_E_ARG,
+                       "--bench: %lld tokens leave no room for a prompt in a context of %lld",
                        (long long)r->o->max_tokens, (long long)room);
     uint64_t state = 0x9e3779b97f4a7c15u;
     for (int64_t i = 0; i < n_prompt; i++) {
@@ -161,9 +173,13 @@ static mq_status prepare_bench(run_state *r, mq_err *err)
     return MQ_OK;
 }
 
-static double rate(int64_t n, double seconds) { return seconds > 0 ? (double)n / seconds : 0.0; }
+static double rate(int64_t n, double seconds)
+{
+    return seconds > 0 ? (double)n / seconds : 0.0;
+}
 
-/* The text as a JSON string; a NUL, which C strings and many readers of JSON end at, becomes U+FFFD. */
+/* The text as a JSON string; a NUL, which C strings and many readers of JSON end at, becomes
+ * U+FFFD. */
 static void report_text(mq_json_writer *w, const mq_buf *text)
 {
     mq_buf clean = mq_buf_empty();
@@ -216,13 +232,15 @@ static void print_bench(const run_state *r)
     printf("weights       %s\n", weights);
     printf("load          %.2f s\n", r->load_s);
     printf("context       %lld\n", (long long)mq_engine_context(r->engine));
-    printf("prompt        %lld tokens, %.1f tokens/s\n", (long long)r->prompt.n, rate(r->prompt.n, g->prefill_s));
+    printf("prompt        %lld tokens, %.1f tokens/s\n", (long long)r->prompt.n,
+           rate(r->prompt.n, g->prefill_s));
     printf("first token   %.2f ms\n", 1e3 * g->first_token_s);
-    printf("decode        %lld steps of width 1, %.1f tokens/s, %.3f ms each (p99 %.3f ms)\n", (long long)g->n_steps,
-           rate(g->n_steps, g->decode_s), g->itl_ms_p50, g->itl_ms_p99);
+    printf("decode        %lld steps of width 1, %.1f tokens/s, %.3f ms each (p99 %.3f ms)\n",
+           (long long)g->n_steps, rate(g->n_steps, g->decode_s), g->itl_ms_p50, g->itl_ms_p99);
 }
 
-/* What people see behind the streamed text: the benchmark's table, or ids where there is no text. */
+/* What people see behind the streamed text: the benchmark's table, or ids where there is no text.
+ */
 static void print_end(const run_state *r)
 {
     const mq_generation *g = &r->generation;
@@ -256,9 +274,12 @@ static mq_status dry_run(run_state *r, const char *dir, mq_err *err)
     mq_store *store;
     MQ_TRY(mq_store_open(&store, dir, &options, err));
     const mq_model *m = mq_store_model(store);
-    int64_t context = o->context ? o->context : m->max_positions < DEFAULT_CONTEXT ? m->max_positions : DEFAULT_CONTEXT;
+    int64_t context = o->context                           ? o->context
+                      : m->max_positions < DEFAULT_CONTEXT ? m->max_positions
+                                                           : DEFAULT_CONTEXT;
     int64_t rows = MQ_GENERATE_PREFILL_ROWS;
-    int64_t weights = mq_store_resident_bytes(store), cache = mq_cache_bytes(m, options.n_ranks, context, rows);
+    int64_t weights = mq_store_resident_bytes(store),
+            cache = mq_cache_bytes(m, options.n_ranks, context, rows);
     int64_t work = mq_forward_workspace_bytes(m, options.n_ranks, rows, rows);
     mq_store_close(store);
 
@@ -275,13 +296,14 @@ static mq_status dry_run(run_state *r, const char *dir, mq_err *err)
         const int64_t values[5] = {weights, cache, work, need, room};
         for (int i = 0; i < 5; i++)
             mq_cli_bytes_text(text[i], values[i]);
-        printf("weights       %s\ncache         %s for a context of %lld\nworkspace     %s\nin all        %s\n", text[0], text[1],
-               (long long)context, text[2], text[3]);
+        printf("weights       %s\ncache         %s for a context of %lld\nworkspace     %s\nin all "
+               "       %s\n",
+               text[0], text[1], (long long)context, text[2], text[3]);
         printf("available     %s\n", text[4]);
     }
     if (need > room)
-        return mq_fail(err, MQ_E_NOMEM, "%s needs %lld bytes of memory, %lld are available", dir, (long long)need,
-                       (long long)room);
+        return mq_fail(err, MQ_E_NOMEM, "%s needs %lld bytes of memory, %lld are available", dir,
+                       (long long)need, (long long)room);
     return MQ_OK;
 }
 
@@ -293,7 +315,8 @@ static mq_status check_options(const run_options *o, mq_err *err)
     if (ways > 1)
         return mq_fail(err, MQ_E_ARG, "give one of --prompt, --prompt-file and --tokens");
     if (ways == 0 && !o->bench && !o->dry_run)
-        return mq_fail(err, MQ_E_ARG, "nothing to do: give --prompt, --prompt-file, --tokens or --bench");
+        return mq_fail(err, MQ_E_ARG,
+                       "nothing to do: give --prompt, --prompt-file, --tokens or --bench");
     if (o->stops.n && o->bench)
         return mq_fail(err, MQ_E_ARG, "--stop has no meaning with --bench");
     for (int i = 0; i < o->stops.n; i++) {
@@ -317,16 +340,17 @@ static mq_status generate(run_state *r, mq_err *err)
         .n_stops = o->stops.n,
         .show = mq_cli_text(r->cli) ? show : NULL,
     };
-    mq_status st = mq_generate(&r->generation, r->engine, r->tokenizer, &r->prompt, &options, r->cli, err);
+    mq_status st =
+        mq_generate(&r->generation, r->engine, r->tokenizer, &r->prompt, &options, r->cli, err);
     const mq_generation *g = &r->generation;
     if (g->output.n || st == MQ_OK)
         report_json(r); /* also what came before a signal or a closed stdout */
     if (mq_cli_text(r->cli) && (st == MQ_OK || (g->text.n_bytes && st != MQ_E_IO)))
         print_end(r);
     if (st == MQ_OK && !o->bench)
-        mq_cli_note(r->cli, "%lld prompt tokens at %.0f tokens/s, %lld tokens at %.1f tokens/s, %s", (long long)r->prompt.n,
-                    rate(r->prompt.n, g->prefill_s), (long long)g->output.n, rate(g->n_steps, g->decode_s),
-                    mq_engine_device_name(r->engine));
+        mq_cli_note(r->cli, "%lld prompt tokens at %.0f tokens/s, %lld tokens at %.1f tokens/s, %s",
+                    (long long)r->prompt.n, rate(r->prompt.n, g->prefill_s), (long long)g->output.n,
+                    rate(g->n_steps, g->decode_s), mq_engine_device_name(r->engine));
     return st;
 }
 
@@ -357,30 +381,43 @@ int main(int argc, char **argv)
     run_options o = {.max_tokens = 256, .top_p = 1.0, .seed = 0};
     const mq_opt opts[] = {
         {"prompt", MQ_OPT_STRING, &o.prompt, "TEXT", NULL, "continue this text", 0, 0, 0, 0, NULL},
-        {"prompt-file", MQ_OPT_STRING, &o.prompt_file, "FILE", NULL, "continue the text in FILE", 0, 0, 0, 0, NULL},
-        {"tokens", MQ_OPT_STRING, &o.tokens_file, "FILE.json", NULL, "continue an array of token ids", 0, 0, 0, 0, NULL},
-        {"bench", MQ_OPT_FLAG, &o.bench, "", NULL, "measure prompt and decode speed", 0, 0, 0, 0, NULL},
-        {"max-tokens", MQ_OPT_INT, &o.max_tokens, "N", NULL, "tokens to write (default 256)", 1, 1 << 24, 0, 0,
-         &o.max_tokens_given},
-        {"temperature", MQ_OPT_DOUBLE, &o.temperature, "T", NULL, "0 is greedy (default 0)", 0, 0, 0, 100, NULL},
-        {"top-p", MQ_OPT_DOUBLE, &o.top_p, "P", NULL, "keep the smallest set of tokens with this probability (default 1)", 0,
-         0, 1e-6, 1, NULL},
-        {"top-k", MQ_OPT_INT, &o.top_k, "K", NULL, "keep the K likeliest tokens (default 0: all)", 0, 1 << 30, 0, 0, NULL},
-        {"seed", MQ_OPT_INT, &o.seed, "N", NULL, "seed of the sampling noise (default 0)", 0, INT64_MAX, 0, 0, NULL},
-        {"stop", MQ_OPT_LIST, &o.stops, "TEXT", NULL, "end before this text; may be repeated", 0, 0, 0, 0, NULL},
-        {"ignore-eos", MQ_OPT_FLAG, &o.ignore_eos, "", NULL, "go on after end tokens", 0, 0, 0, 0, NULL},
-        {"ranks", MQ_OPT_INT, &o.ranks, "R", NULL, "logical ranks, a divisor of the packed ranks (default 1)", 1, 64, 0, 0,
+        {"prompt-file", MQ_OPT_STRING, &o.prompt_file, "FILE", NULL, "continue the text in FILE", 0,
+         0, 0, 0, NULL},
+        {"tokens", MQ_OPT_STRING, &o.tokens_file, "FILE.json", NULL,
+         "continue an array of token ids", 0, 0, 0, 0, NULL},
+        {"bench", MQ_OPT_FLAG, &o.bench, "", NULL, "measure prompt and decode speed", 0, 0, 0, 0,
          NULL},
-        {"device", MQ_OPT_STRING, &o.device, "cpu|cuda[:0,1]", NULL, "where to run (default cpu)", 0, 0, 0, 0, NULL},
-        {"threads", MQ_OPT_INT, &o.threads, "N", NULL, "host threads (default: all processors)", 1, 1024, 0, 0, NULL},
-        {"context", MQ_OPT_INT, &o.context, "N", NULL, "positions to hold (default: the model's limit, at most 8192)", 1,
-         1 << 24, 0, 0, NULL},
-        {"memory", MQ_OPT_SIZE, &o.memory, "BYTES", NULL, "refuse to start when more is needed", 1, 0, 0, 0, NULL},
-        {"dry-run", MQ_OPT_FLAG, &o.dry_run, "", NULL, "bytes needed, and whether they fit", 0, 0, 0, 0, NULL},
-        {"draft", MQ_OPT_STRING, &o.draft, "NAME", "dflash|mtp|none", "speculative drafter (only none is built yet)", 0, 0, 0, 0,
+        {"max-tokens", MQ_OPT_INT, &o.max_tokens, "N", NULL, "tokens to write (default 256)", 1,
+         1 << 24, 0, 0, &o.max_tokens_given},
+        {"temperature", MQ_OPT_DOUBLE, &o.temperature, "T", NULL, "0 is greedy (default 0)", 0, 0,
+         0, 100, NULL},
+        {"top-p", MQ_OPT_DOUBLE, &o.top_p, "P", NULL,
+         "keep the smallest set of tokens with this probability (default 1)", 0, 0, 1e-6, 1, NULL},
+        {"top-k", MQ_OPT_INT, &o.top_k, "K", NULL, "keep the K likeliest tokens (default 0: all)",
+         0, 1 << 30, 0, 0, NULL},
+        {"seed", MQ_OPT_INT, &o.seed, "N", NULL, "seed of the sampling noise (default 0)", 0,
+         INT64_MAX, 0, 0, NULL},
+        {"stop", MQ_OPT_LIST, &o.stops, "TEXT", NULL, "end before this text; may be repeated", 0, 0,
+         0, 0, NULL},
+        {"ignore-eos", MQ_OPT_FLAG, &o.ignore_eos, "", NULL, "go on after end tokens", 0, 0, 0, 0,
          NULL},
+        {"ranks", MQ_OPT_INT, &o.ranks, "R", NULL,
+         "logical ranks, a divisor of the packed ranks (default 1)", 1, 64, 0, 0, NULL},
+        {"device", MQ_OPT_STRING, &o.device, "cpu|cuda[:0,1]", NULL, "where to run (default cpu)",
+         0, 0, 0, 0, NULL},
+        {"threads", MQ_OPT_INT, &o.threads, "N", NULL, "host threads (default: all processors)", 1,
+         1024, 0, 0, NULL},
+        {"context", MQ_OPT_INT, &o.context, "N", NULL,
+         "positions to hold (default: the model's limit, at most 8192)", 1, 1 << 24, 0, 0, NULL},
+        {"memory", MQ_OPT_SIZE, &o.memory, "BYTES", NULL, "refuse to start when more is needed", 1,
+         0, 0, 0, NULL},
+        {"dry-run", MQ_OPT_FLAG, &o.dry_run, "", NULL, "bytes needed, and whether they fit", 0, 0,
+         0, 0, NULL},
+        {"draft", MQ_OPT_STRING, &o.draft, "NAME", "dflash|mtp|none",
+         "speculative drafter (only none is built yet)", 0, 0, 0, 0, NULL},
         {"draft-width", MQ_OPT_LATER, NULL, "N|auto", NULL, "tokens per draft", 0, 0, 0, 0, NULL},
-        {"chat", MQ_OPT_LATER, NULL, "", NULL, "interactive, through the chat template", 0, 0, 0, 0, NULL},
+        {"chat", MQ_OPT_LATER, NULL, "", NULL, "interactive, through the chat template", 0, 0, 0, 0,
+         NULL},
         {"serve", MQ_OPT_LATER, NULL, "", NULL, "OpenAI-compatible server", 0, 0, 0, 0, NULL},
         {"host", MQ_OPT_LATER, NULL, "ADDRESS", NULL, "address of --serve", 0, 0, 0, 0, NULL},
         {"port", MQ_OPT_LATER, NULL, "N", NULL, "port of --serve", 0, 0, 0, 0, NULL},

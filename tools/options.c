@@ -1,6 +1,7 @@
-/* Options of the command lines: long options only, "--opt V" or "--opt=V", from one table per tool that also makes
- * --help.  Unknown options, repeated options, missing and out-of-range values are errors that say what was
- * expected. */
+/* Options of the command lines: long options only, "--opt V" or "--opt=V", from one table per tool
+ * that also makes
+ * --help.  Unknown options, repeated options, missing and out-of-range values are errors that say
+ * what was expected. */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -15,10 +16,12 @@ static void print_help(const mq_cli *c)
         const mq_opt *o = &c->opts[i];
         char left[64];
         const char *value = o->choices ? o->choices : o->value_name;
-        snprintf(left, sizeof left, "--%s%s%s", o->name, value && value[0] ? " " : "", value ? value : "");
+        snprintf(left, sizeof left, "--%s%s%s", o->name, value && value[0] ? " " : "",
+                 value ? value : "");
         printf("  %-36s %s%s\n", left, o->help, o->kind == MQ_OPT_LATER ? " (not built yet)" : "");
     }
-    printf("  %-36s %s\n", "--json FILE|-", "write one JSON object with the result, also on failure");
+    printf("  %-36s %s\n", "--json FILE|-",
+           "write one JSON object with the result, also on failure");
     printf("  %-36s %s\n", "--quiet", "no progress and no notices");
     printf("  %-36s %s\n  %-36s %s\n", "--help", "this text", "--version", "the version");
 }
@@ -50,8 +53,8 @@ static mq_status read_int(const mq_opt *o, const char *value, mq_err *err)
     errno = 0;
     long long x = strtoll(value, &end, 10);
     if (!is_plain_number(value) || end == value || *end || errno || x < o->min || x > o->max)
-        return mq_fail(err, MQ_E_ARG, "--%s %s: expected a whole number from %lld to %lld", o->name, value,
-                       (long long)o->min, (long long)o->max);
+        return mq_fail(err, MQ_E_ARG, "--%s %s: expected a whole number from %lld to %lld", o->name,
+                       value, (long long)o->min, (long long)o->max);
     *(int64_t *)o->out = x;
     return MQ_OK;
 }
@@ -68,9 +71,11 @@ static mq_status read_size(const mq_opt *o, const char *value, mq_err *err)
         end++;
     if (end != value && (strcmp(end, "B") == 0 || (at && strcmp(end, "iB") == 0)))
         end += strlen(end);
-    if (!is_plain_number(value) || end == value || *end || errno || !(x * unit >= (double)o->min) || !(x * unit <= 9e18))
-        return mq_fail(err, MQ_E_ARG, "--%s %s: expected a size of at least %lld bytes, such as 48G or 512M", o->name,
-                       value, (long long)o->min);
+    if (!is_plain_number(value) || end == value || *end || errno || !(x * unit >= (double)o->min) ||
+        !(x * unit <= 9e18))
+        return mq_fail(err, MQ_E_ARG,
+                       "--%s %s: expected a size of at least %lld bytes, such as 48G or 512M",
+                       o->name, value, (long long)o->min);
     *(int64_t *)o->out = (int64_t)(x * unit);
     return MQ_OK;
 }
@@ -80,8 +85,10 @@ static mq_status read_double(const mq_opt *o, const char *value, mq_err *err)
     char *end;
     errno = 0;
     double x = strtod(value, &end);
-    if (!is_plain_number(value) || end == value || *end || errno || !isfinite(x) || x < o->dmin || x > o->dmax)
-        return mq_fail(err, MQ_E_ARG, "--%s %s: expected a number from %g to %g", o->name, value, o->dmin, o->dmax);
+    if (!is_plain_number(value) || end == value || *end || errno || !isfinite(x) || x < o->dmin ||
+        x > o->dmax)
+        return mq_fail(err, MQ_E_ARG, "--%s %s: expected a number from %g to %g", o->name, value,
+                       o->dmin, o->dmax);
     *(double *)o->out = x;
     return MQ_OK;
 }
@@ -123,7 +130,8 @@ static const mq_opt *find_opt(const mq_cli *c, const char *name, size_t n)
 }
 
 /* One long option at argv[*at]; consumes its value. */
-static mq_status take_option(mq_cli *c, const mq_opt *o, uint64_t *seen, int argc, char **argv, int *at, mq_err *err)
+static mq_status take_option(mq_cli *c, const mq_opt *o, uint64_t *seen, int argc, char **argv,
+                             int *at, mq_err *err)
 {
     const char *equals = strchr(argv[*at], '=');
     if (o->kind == MQ_OPT_LATER)
@@ -142,7 +150,8 @@ static mq_status take_option(mq_cli *c, const mq_opt *o, uint64_t *seen, int arg
     }
     const char *value = equals ? equals + 1 : *at + 1 < argc ? argv[++*at] : NULL;
     if (!value)
-        return mq_fail(err, MQ_E_ARG, "--%s needs a value (%s)", o->name, o->choices ? o->choices : o->value_name);
+        return mq_fail(err, MQ_E_ARG, "--%s needs a value (%s)", o->name,
+                       o->choices ? o->choices : o->value_name);
     return read_value(o, value, err);
 }
 
@@ -158,7 +167,8 @@ static mq_status take_word(mq_cli *c, parse_state *p, int argc, char **argv, int
     const char *word = argv[*at];
     if (p->only_args || word[0] != '-' || word[1] == '\0') {
         if (c->n_args == (int)(sizeof c->args / sizeof c->args[0]) || c->n_args == c->n_args_max)
-            return mq_fail(err, MQ_E_ARG, "unexpected argument '%s'; usage: %s %s", word, c->tool, c->usage);
+            return mq_fail(err, MQ_E_ARG, "unexpected argument '%s'; usage: %s %s", word, c->tool,
+                           c->usage);
         c->args[c->n_args++] = word;
         return MQ_OK;
     }
@@ -180,7 +190,10 @@ static mq_status take_word(mq_cli *c, parse_state *p, int argc, char **argv, int
 mq_status mq_cli_parse(mq_cli *c, int argc, char **argv, bool *done, mq_err *err)
 {
     parse_state p = {
-        .json = {.name = "json", .kind = MQ_OPT_STRING, .out = &c->json_path, .value_name = "FILE|-"},
+        .json = {.name = "json",
+                 .kind = MQ_OPT_STRING,
+                 .out = &c->json_path,
+                 .value_name = "FILE|-"},
         .quiet = {.name = "quiet", .kind = MQ_OPT_FLAG, .out = &c->quiet, .value_name = ""},
     };
     *done = false;
@@ -188,7 +201,8 @@ mq_status mq_cli_parse(mq_cli *c, int argc, char **argv, bool *done, mq_err *err
     c->argc = argc;
     c->argv = argv;
     c->json_body = mq_buf_empty();
-    c->json = mq_json_write_begin(&c->json_body, 2); /* members of the result object, after the common ones */
+    c->json = mq_json_write_begin(&c->json_body,
+                                  2); /* members of the result object, after the common ones */
     c->json.depth = 1;
     c->json.need_comma = true;
     mq_status st = MQ_OK;
@@ -203,7 +217,8 @@ mq_status mq_cli_parse(mq_cli *c, int argc, char **argv, bool *done, mq_err *err
         }
         mq_err now;
         mq_status one = take_word(c, &p, argc, argv, &i, &now);
-        if (one != MQ_OK && st == MQ_OK) { /* keep reading: a --json further on still gets its object */
+        if (one != MQ_OK &&
+            st == MQ_OK) { /* keep reading: a --json further on still gets its object */
             st = one;
             *err = now;
         }

@@ -1,5 +1,6 @@
-/* The progress line: share done, rate and time left.  On a terminal one line is rewritten four times a second; elsewhere a
- * line is printed every 10 s, so that logs stay short.  NO_COLOR needs nothing: no colours are used. */
+/* The progress line: share done, rate and time left.  On a terminal one line is rewritten four
+ * times a second; elsewhere a line is printed every 10 s, so that logs stay short.  NO_COLOR needs
+ * nothing: no colours are used. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,10 +22,13 @@ static bool rewrites_line(void)
     return isatty(STDERR_FILENO) && !(term && strcmp(term, "dumb") == 0);
 }
 
-const char *mq_cli_line_start(void) { return rewrites_line() ? "\r\033[K" : ""; }
+const char *mq_cli_line_start(void)
+{
+    return rewrites_line() ? "\r\033[K" : "";
+}
 
-mq_status mq_progress_create(mq_progress **out, const mq_cli *c, const char *what, int64_t total, const char *unit,
-                             mq_err *err)
+mq_status mq_progress_create(mq_progress **out, const mq_cli *c, const char *what, int64_t total,
+                             const char *unit, mq_err *err)
 {
     *out = NULL;
     mq_progress *p = calloc(1, sizeof *p);
@@ -54,7 +58,8 @@ static void amount_text(char out[32], const mq_progress *p, double amount)
 
 static void print_line(mq_progress *p, double now)
 {
-    double elapsed = now - p->started, share = p->total > 0 ? (double)p->done / (double)p->total : 1.0;
+    double elapsed = now - p->started,
+           share = p->total > 0 ? (double)p->done / (double)p->total : 1.0;
     share = share < 1.0 ? share : 1.0; /* a total is an estimate now and then */
     char amount[32], rate[48] = "", left[32];
     if (p->unit[0]) {
@@ -62,8 +67,8 @@ static void print_line(mq_progress *p, double now)
         snprintf(rate, sizeof rate, ", %s/s", amount);
     }
     mq_cli_seconds_text(left, share > 0 ? elapsed * (1.0 - share) / share : 0.0);
-    fprintf(stderr, "%s%s: %s %5.1f %%%s, %s left%s", p->terminal ? "\r\033[K" : "", p->tool, p->what, 100.0 * share, rate,
-            left, p->terminal ? "" : "\n");
+    fprintf(stderr, "%s%s: %s %5.1f %%%s, %s left%s", p->terminal ? "\r\033[K" : "", p->tool,
+            p->what, 100.0 * share, rate, left, p->terminal ? "" : "\n");
     fflush(stderr);
     p->printed = now;
     p->dirty = p->terminal;

@@ -1,4 +1,5 @@
-/* See text_out.h.  Held bytes are few (a UTF-8 sequence or a stop string), so plain scans are enough. */
+/* See text_out.h.  Held bytes are few (a UTF-8 sequence or a stop string), so plain scans are
+ * enough. */
 #include "tools/text_out.h"
 
 #include <string.h>
@@ -7,7 +8,11 @@
 
 mq_text_out mq_text_out_begin(const mq_tokenizer *t, const char *const *stops, int n_stops)
 {
-    mq_text_out o = {.tokenizer = t, .stops = stops, .n_stops = n_stops, .held = mq_buf_empty(), .all = mq_buf_empty()};
+    mq_text_out o = {.tokenizer = t,
+                     .stops = stops,
+                     .n_stops = n_stops,
+                     .held = mq_buf_empty(),
+                     .all = mq_buf_empty()};
     return o;
 }
 
@@ -35,9 +40,9 @@ static int64_t open_tail(const char *text, int64_t n)
     return 0;
 }
 
-/* Where the stop string that is complete first begins in the held text, or -1; of two that end together the longer one.
- * *keep is the longest suffix that may still become one.  First complete, not first begun: the answer must not depend on how
- * the text is cut into tokens. */
+/* Where the stop string that is complete first begins in the held text, or -1; of two that end
+ * together the longer one. *keep is the longest suffix that may still become one.  First complete,
+ * not first begun: the answer must not depend on how the text is cut into tokens. */
 static int64_t find_stop(const mq_text_out *o, int64_t *keep)
 {
     int64_t first = -1, first_end = INT64_MAX, n = o->held.n_bytes;
@@ -63,7 +68,9 @@ static int64_t find_stop(const mq_text_out *o, int64_t *keep)
 static mq_status release_front(mq_text_out *o, mq_buf *out, int64_t n, mq_err *err)
 {
     int64_t before = out->n_bytes;
-    mq_unicode_append_lossy(out, o->held.data, n); /* cut where a sequence begins, so pieces give what the whole gives */
+    mq_unicode_append_lossy(
+        out, o->held.data,
+        n); /* cut where a sequence begins, so pieces give what the whole gives */
     mq_buf_append(&o->all, out->data + before, out->n_bytes - before);
     int64_t left = o->held.n_bytes - n;
     if (left > 0)

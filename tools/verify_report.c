@@ -36,13 +36,15 @@ void mq_report_model(mq_cli *c, const mq_packed *p, bool text)
         return;
     char size[32];
     mq_cli_bytes_text(size, bytes);
-    printf("packed model  %s\n              %s, %d layers, hidden %d, %d experts of which %d per token\n", p->dir,
-           p->model.model_type, p->model.n_layers, p->model.hidden, p->model.n_experts, p->model.n_experts_per_tok);
+    printf("packed model  %s\n              %s, %d layers, hidden %d, %d experts of which %d per "
+           "token\n",
+           p->dir, p->model.model_type, p->model.n_layers, p->model.hidden, p->model.n_experts,
+           p->model.n_experts_per_tok);
     printf("              experts %s", experts_text(p));
     if (m->group)
         printf(", groups of %d, method %s", m->group, m->recipe.method);
-    printf("; %d ranks, %d MTP layers, %s drafter; %lld files, %s\n", m->n_ranks, m->n_mtp, m->has_draft ? "with" : "no",
-           (long long)m->n_shards, size);
+    printf("; %d ranks, %d MTP layers, %s drafter; %lld files, %s\n", m->n_ranks, m->n_mtp,
+           m->has_draft ? "with" : "no", (long long)m->n_shards, size);
 }
 
 mq_status mq_report_list(mq_cli *c, const mq_packed *p, bool text, mq_err *err)
@@ -56,11 +58,14 @@ mq_status mq_report_list(mq_cli *c, const mq_packed *p, bool text, mq_err *err)
         for (int64_t i = 0; i < mq_shard_count(s); i++) {
             const mq_shard_entry *e = mq_shard_entry_at(s, i);
             char scheme[32];
-            snprintf(scheme, sizeof scheme, e->group ? "%s g%d" : "%s", mq_scheme_name((mq_scheme)e->scheme), e->group);
+            snprintf(scheme, sizeof scheme, e->group ? "%s g%d" : "%s",
+                     mq_scheme_name((mq_scheme)e->scheme), e->group);
             if (text)
-                printf("  %-64s %-10s [%llu, %llu] at [%llu, %llu]  %llu bytes%s\n", mq_shard_name(s, i), scheme,
-                       (unsigned long long)e->rows, (unsigned long long)e->cols, (unsigned long long)e->row0,
-                       (unsigned long long)e->col0, (unsigned long long)e->stored_bytes, e->codec ? " zstd" : "");
+                printf("  %-64s %-10s [%llu, %llu] at [%llu, %llu]  %llu bytes%s\n",
+                       mq_shard_name(s, i), scheme, (unsigned long long)e->rows,
+                       (unsigned long long)e->cols, (unsigned long long)e->row0,
+                       (unsigned long long)e->col0, (unsigned long long)e->stored_bytes,
+                       e->codec ? " zstd" : "");
             mq_json_write_object(&c->json, NULL);
             mq_json_write_string(&c->json, "file", p->plan->files[f].name);
             mq_json_write_string(&c->json, "tensor", mq_shard_name(s, i));
@@ -123,21 +128,24 @@ static void report_projection(mq_cli *c, const projection *p, bool text)
     if (p->n_exact == p->n)
         printf("  experts, %-6s  %lld matrices, all without loss\n", p->name, (long long)p->n);
     else
-        printf("  experts, %-6s  %lld matrices, relative RMS error %.3f %%, worst %.3f %% (%s)\n", p->name, (long long)p->n,
-               100 * rel, 100 * p->worst, name);
+        printf("  experts, %-6s  %lld matrices, relative RMS error %.3f %%, worst %.3f %% (%s)\n",
+               p->name, (long long)p->n, 100 * rel, 100 * p->worst, name);
 }
 
 void mq_report_weights(mq_cli *c, const mq_comparison *w, bool text)
 {
-    const projection parts[] = {sum_projection(w, MQ_ROLE_EXPERT_GATE, "gate"), sum_projection(w, MQ_ROLE_EXPERT_UP, "up"),
+    const projection parts[] = {sum_projection(w, MQ_ROLE_EXPERT_GATE, "gate"),
+                                sum_projection(w, MQ_ROLE_EXPERT_UP, "up"),
                                 sum_projection(w, MQ_ROLE_EXPERT_DOWN, "down")};
     if (text) {
         char size[32];
         mq_cli_bytes_text(size, w->untouched_bytes);
-        printf("weights against the source\n  untouched        %lld tensors, %s, %s\n", (long long)w->n_untouched, size,
+        printf("weights against the source\n  untouched        %lld tensors, %s, %s\n",
+               (long long)w->n_untouched, size,
                w->n_different ? "DIFFERENT" : "equal byte for byte");
         if (w->n_different)
-            printf("                   %lld records differ, the first: %s\n", (long long)w->n_different, w->first_difference);
+            printf("                   %lld records differ, the first: %s\n",
+                   (long long)w->n_different, w->first_difference);
     }
     mq_json_write_object(&c->json, "weights");
     mq_json_write_int(&c->json, "untouched_tensors", w->n_untouched);
@@ -174,8 +182,9 @@ static void report_windows(mq_cli *c, const mq_quality *q, bool has_source, bool
         mq_json_write_double(&c->json, "router_margin", (double)r->margin_a);
         mq_json_write_end_object(&c->json);
         if (text && r->margin_a < MQ_TIE_MARGIN)
-            printf("  window %lld: two experts tie within %.1e; its figures may differ by about 1e-3 elsewhere\n", (long long)i,
-                   (double)r->margin_a);
+            printf("  window %lld: two experts tie within %.1e; its figures may differ by about "
+                   "1e-3 elsewhere\n",
+                   (long long)i, (double)r->margin_a);
     }
     mq_json_write_end_array(&c->json);
 }
@@ -193,17 +202,25 @@ void mq_report_quality(mq_cli *c, const mq_quality *q, bool has_source, bool tex
         const struct {
             const char *name;
             double value;
-        } rows[] = {{"kl_mean", q->kl_mean}, {"kl_median", q->kl_median}, {"kl_p90", q->kl_p90}, {"kl_p99", q->kl_p99},
-                    {"kl_p999", q->kl_p999}, {"kl_max", q->kl_max},       {"top1_agreement", q->top1_agreement}};
+        } rows[] = {{"kl_mean", q->kl_mean},
+                    {"kl_median", q->kl_median},
+                    {"kl_p90", q->kl_p90},
+                    {"kl_p99", q->kl_p99},
+                    {"kl_p999", q->kl_p999},
+                    {"kl_max", q->kl_max},
+                    {"top1_agreement", q->top1_agreement}};
         for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
             mq_json_write_double(w, rows[i].name, rows[i].value);
     }
     if (text) {
-        printf("quality over %lld windows of %lld tokens\n", (long long)q->n_windows, (long long)q->window);
+        printf("quality over %lld windows of %lld tokens\n", (long long)q->n_windows,
+               (long long)q->window);
         if (has_source) {
-            printf("  perplexity       source %.4f, packed %.4f (%+.2f %%)\n", q->ppl_a, q->ppl_b, increase);
-            printf("  KL divergence    mean %.5f, median %.5f, p90 %.5f, p99 %.5f, p99.9 %.5f, max %.4f nats\n", q->kl_mean,
-                   q->kl_median, q->kl_p90, q->kl_p99, q->kl_p999, q->kl_max);
+            printf("  perplexity       source %.4f, packed %.4f (%+.2f %%)\n", q->ppl_a, q->ppl_b,
+                   increase);
+            printf("  KL divergence    mean %.5f, median %.5f, p90 %.5f, p99 %.5f, p99.9 %.5f, max "
+                   "%.4f nats\n",
+                   q->kl_mean, q->kl_median, q->kl_p90, q->kl_p99, q->kl_p999, q->kl_max);
             printf("  top-1 agreement  %.4f\n", q->top1_agreement);
         } else {
             printf("  perplexity       %.4f\n", ppl);

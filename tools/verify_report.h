@@ -1,4 +1,5 @@
-/* What mimo-verify prints: tables for people on stdout and members of the JSON object, from the same figures. */
+/* What mimo-verify prints: tables for people on stdout and members of the JSON object, from the
+ * same figures. */
 #ifndef MQ_TOOLS_VERIFY_REPORT_H
 #define MQ_TOOLS_VERIFY_REPORT_H
 
@@ -7,7 +8,8 @@
 #include "tools/cli.h"
 #include "tools/compare.h"
 
-/* Router margin below which two experts count as tied: the window's figures may differ between honest FP32 runs. */
+/* Router margin below which two experts count as tied: the window's figures may differ between
+ * honest FP32 runs. */
 #define MQ_TIE_MARGIN 1e-6f
 
 /* The model in a line or two. */
