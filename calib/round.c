@@ -8,12 +8,12 @@
 #include "calib/round.h"
 
 #include <assert.h>
-#include <cpuid.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "calib/round_ops.h"
+#include "src/isa.h"
 
 /* Row stride of the widened tile: 64 bytes more than a chunk, so that 16 rows do not share cache
  * sets. */
@@ -28,42 +28,17 @@ struct mq_rounder {
     const mq_round_ops *ops;
 };
 
-/* F16C by hand: older compilers do not know its name.  The system's support of the registers comes
- * with AVX2. */
-static bool has_avx2(void)
+static mq_status find_ops(const mq_round_ops **out, const char *name, mq_err *err)
 {
-    unsigned a, b, c, d;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
-}
-
-static bool has_avx512(void)
-{
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-
-static mq_status find_ops(const mq_round_ops **out, const char *isa, mq_err *err)
-{
-    bool any = isa == NULL;
-    if (any || !strcmp(isa, "avx512")) {
-        *out = &mq_round_ops_avx512;
-        if (has_avx512())
-            return MQ_OK;
-        if (!any)
-            return mq_fail(err, MQ_E_DEVICE, "the processor has no AVX-512 (F, BW, VL, DQ)");
-    }
-    if (any || !strcmp(isa, "avx2")) {
-        *out = &mq_round_ops_avx2;
-        if (has_avx2())
-            return MQ_OK;
-        if (!any)
-            return mq_fail(err, MQ_E_DEVICE, "the processor has no AVX2, FMA and F16C");
-    }
-    *out = &mq_round_ops_scalar;
-    if (any || !strcmp(isa, "scalar"))
-        return MQ_OK;
-    return mq_fail(err, MQ_E_ARG, "instruction set '%s', expected scalar, avx2 or avx512", isa);
+    static const mq_round_ops *const ops[] = {
+        [MQ_ISA_SCALAR] = &mq_round_ops_scalar,
+        [MQ_ISA_AVX2] = &mq_round_ops_avx2,
+        [MQ_ISA_AVX512] = &mq_round_ops_avx512,
+    };
+    mq_isa isa;
+    MQ_TRY(mq_isa_choose(&isa, name, err));
+    *out = ops[isa];
+    return MQ_OK;
 }
 
 mq_status mq_rounder_create(mq_rounder **out, const char *isa, mq_err *err)

@@ -9,33 +9,20 @@
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
+#include "src/isa.h"
 
 enum { ALIGN = 64 };
 
-static bool has_avx2(void)
+static mq_status choose_ops(const mq_vector_ops **out, const char *name, mq_err *err)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-}
-
-static bool has_avx512(void)
-{
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-
-static mq_status choose_isa(const mq_vector_ops **out, const char *isa, mq_err *err)
-{
-    __builtin_cpu_init();
-    if (!isa)
-        *out = has_avx512() ? &mq_vector_avx512 : has_avx2() ? &mq_vector_avx2 : &mq_vector_scalar;
-    else if (!strcmp(isa, "scalar"))
-        *out = &mq_vector_scalar;
-    else if (!strcmp(isa, "avx2") && has_avx2())
-        *out = &mq_vector_avx2;
-    else if (!strcmp(isa, "avx512") && has_avx512())
-        *out = &mq_vector_avx512;
-    else
-        return mq_fail(err, MQ_E_DEVICE, "instruction set '%s': this processor does not have it", isa);
+    static const mq_vector_ops *const ops[] = {
+        [MQ_ISA_SCALAR] = &mq_vector_scalar,
+        [MQ_ISA_AVX2] = &mq_vector_avx2,
+        [MQ_ISA_AVX512] = &mq_vector_avx512,
+    };
+    mq_isa isa;
+    MQ_TRY(mq_isa_choose(&isa, name, err));
+    *out = ops[isa];
     return MQ_OK;
 }
 
@@ -54,7 +41,7 @@ mq_status mq_cpu_dev_open(mq_dev **out, int ordinal, int n_threads, const char *
     const mq_vector_ops *v;
     if (ordinal != 0)
         return mq_fail(err, MQ_E_DEVICE, "cpu %d: only cpu 0 exists", ordinal);
-    MQ_TRY(choose_isa(&v, isa, err));
+    MQ_TRY(choose_ops(&v, isa, err));
     mq_dev *dev = calloc(1, sizeof *dev);
     if (!dev)
         return mq_fail(err, MQ_E_NOMEM, "cpu device: out of memory");
