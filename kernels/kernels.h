@@ -40,7 +40,7 @@ typedef struct mq_kernels {
     const char *name; /* "cpu", "cuda" */
 
     /* Device.  n_threads: host threads for the CPU (0: all processors).  Instruction set chosen here; isa may force one of
-     * "scalar", "avx2", "avx512" for tests (NULL: the best).  MQ_E_DEVICE: not there. */
+     * "scalar", "avx2", "avx512" for tests (NULL: the best).  MQ_E_DEVICE: not there.  MQ_E_ARG: no such instruction set. */
     mq_status (*dev_open)(mq_dev **out, int ordinal, int n_threads, const char *isa, mq_err *err);
     void (*dev_close)(mq_dev *dev);
     const char *(*dev_name)(const mq_dev *dev); /* for people: "cpu, 2 threads, avx512" */
