@@ -36,6 +36,7 @@ void mq_cli_catch_signals(void)
         sigaction(numbers[i], &action, NULL);
     }
     signal(SIGPIPE, SIG_IGN); /* a closed stdout is an I/O error, not a death */
+    signal(SIGXFSZ, SIG_IGN); /* so is a file above the limit of ulimit -f */
 }
 
 bool mq_cli_stopped(void)

@@ -15,7 +15,7 @@
 #include "tools/convert_resume.h"
 #include "tools/model_card.h"
 
-enum { MAX_EXTRA_BYTES = 256 << 20, FILE_BUFFER_BYTES = 2 << 20, GROUPS_IN_FLIGHT = 2 };
+enum { MAX_EXTRA_BYTES = 256 << 20, FILE_BUFFER_BYTES = 4 << 20, GROUPS_IN_FLIGHT = 2 };
 
 typedef struct conversion {
     mq_convert_options opt;
