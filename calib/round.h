@@ -73,7 +73,7 @@ mq_status mq_round_group(mq_rounder *r, mq_round_method method, const float *w, 
  * is set to the sums of the rows with i % 16 / 8 == k when split is true (gate: 0, up: 1), all in
  * stats[0] otherwise.  Both entries are overwritten.
  *
- * MQ_E_SHAPE    rows is not a multiple of 16, cols of mq_block_cols(group), or group not 32, 64, 128
+ * MQ_E_SHAPE    rows not a multiple of 16, cols of mq_block_cols(group), or another group
  * MQ_E_NUMERIC  a weight is not finite (row and column named)
  * After a failure units and stats hold nothing of use. */
 mq_status mq_round_tiles(mq_rounder *r, mq_round_method method, const float *const *rows_of,
