@@ -132,6 +132,28 @@ START_TEST(gate_and_up_rows_interleave_by_eight)
 }
 END_TEST
 
+START_TEST(a_tile_widened_at_once_equals_its_weights_one_by_one)
+{
+    static const int groups[] = {32, 64, 128, MQ_GROUP_MXFP4};
+    enum { COLS = 256 };
+    uint8_t units[4 * 1056];
+    float tile[16 * COLS];
+    uint64_t state = 11;
+    for (int k = 0; k < 4; k++) {
+        int group = groups[k];
+        for (size_t i = 0; i < sizeof units; i++)
+            units[i] = (uint8_t)(mq_test_rand(&state) & 0x7f); /* no NaN among the scales */
+        mq_units_widen_tile(tile, units, COLS, group);
+        for (int r = 0; r < 16; r++)
+            for (int c = 0; c < COLS; c++) {
+                float want = mq_units_at(units, COLS, group, r, c);
+                ck_assert_msg(memcmp(&tile[r * COLS + c], &want, sizeof want) == 0,
+                              "group %d, row %d, column %d", group, r, c);
+            }
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("units");
@@ -143,6 +165,7 @@ int main(void)
     tcase_add_test(t, int4_weight_is_code_minus_8_times_scale);
     tcase_add_test(t, mxfp4_weight_is_e2m1_times_e8m0);
     tcase_add_test(t, gate_and_up_rows_interleave_by_eight);
+    tcase_add_test(t, a_tile_widened_at_once_equals_its_weights_one_by_one);
     suite_add_tcase(s, t);
     return mq_test_run(s);
 }
