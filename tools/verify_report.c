@@ -47,38 +47,45 @@ void mq_report_model(mq_cli *c, const mq_packed *p, bool text)
            m->has_draft ? "with" : "no", (long long)m->n_shards, size);
 }
 
+static void report_record(mq_cli *c, const char *file, const mq_shard *s, int64_t i, bool text)
+{
+    const mq_shard_entry *e = mq_shard_entry_at(s, i);
+    char scheme[32];
+    snprintf(scheme, sizeof scheme, e->group ? "%s g%d" : "%s",
+             mq_scheme_name((mq_scheme)e->scheme), e->group);
+    if (text)
+        printf("  %-64s %-10s [%llu, %llu] at [%llu, %llu]  %llu bytes%s\n", mq_shard_name(s, i),
+               scheme, (unsigned long long)e->rows, (unsigned long long)e->cols,
+               (unsigned long long)e->row0, (unsigned long long)e->col0,
+               (unsigned long long)e->stored_bytes, e->codec ? " zstd" : "");
+    mq_json_write_object(&c->json, NULL);
+    mq_json_write_string(&c->json, "file", file);
+    mq_json_write_string(&c->json, "tensor", mq_shard_name(s, i));
+    mq_json_write_string(&c->json, "scheme", scheme);
+    mq_json_write_int(&c->json, "rows", (int64_t)e->rows);
+    mq_json_write_int(&c->json, "cols", (int64_t)e->cols);
+    mq_json_write_int(&c->json, "stored_bytes", (int64_t)e->stored_bytes);
+    mq_json_write_end_object(&c->json);
+}
+
 mq_status mq_report_list(mq_cli *c, const mq_packed *p, bool text, mq_err *err)
 {
+    mq_status st = MQ_OK;
     mq_json_write_array(&c->json, "records");
     for (int64_t f = 0; f < p->plan->n_files; f++) {
+        const char *file = p->plan->files[f].name;
         mq_shard *s;
-        MQ_TRY(mq_packed_shard(&s, p, f, err));
+        st = mq_packed_shard(&s, p, f, err);
+        if (st != MQ_OK)
+            break;
         if (text)
-            printf("%s  %lld bytes\n", p->plan->files[f].name, (long long)mq_shard_bytes(s));
-        for (int64_t i = 0; i < mq_shard_count(s); i++) {
-            const mq_shard_entry *e = mq_shard_entry_at(s, i);
-            char scheme[32];
-            snprintf(scheme, sizeof scheme, e->group ? "%s g%d" : "%s",
-                     mq_scheme_name((mq_scheme)e->scheme), e->group);
-            if (text)
-                printf("  %-64s %-10s [%llu, %llu] at [%llu, %llu]  %llu bytes%s\n",
-                       mq_shard_name(s, i), scheme, (unsigned long long)e->rows,
-                       (unsigned long long)e->cols, (unsigned long long)e->row0,
-                       (unsigned long long)e->col0, (unsigned long long)e->stored_bytes,
-                       e->codec ? " zstd" : "");
-            mq_json_write_object(&c->json, NULL);
-            mq_json_write_string(&c->json, "file", p->plan->files[f].name);
-            mq_json_write_string(&c->json, "tensor", mq_shard_name(s, i));
-            mq_json_write_string(&c->json, "scheme", scheme);
-            mq_json_write_int(&c->json, "rows", (int64_t)e->rows);
-            mq_json_write_int(&c->json, "cols", (int64_t)e->cols);
-            mq_json_write_int(&c->json, "stored_bytes", (int64_t)e->stored_bytes);
-            mq_json_write_end_object(&c->json);
-        }
+            printf("%s  %lld bytes\n", file, (long long)mq_shard_bytes(s));
+        for (int64_t i = 0; i < mq_shard_count(s); i++)
+            report_record(c, file, s, i, text);
         mq_shard_close(s);
     }
-    mq_json_write_end_array(&c->json);
-    return MQ_OK;
+    mq_json_write_end_array(&c->json); /* also after a failure: others write behind it */
+    return st;
 }
 
 /* Sums over the matrices of one projection. */
