@@ -68,16 +68,25 @@ MQ_INLINE void fixed_zero(int R, int N, vf acc[8][8][VF_HALVES])
     }
 }
 
+/* At most 16 sums: R N of them. */
 MQ_INLINE void fixed_finish(const mq_fixed_job *job, int R, int N, vf acc[8][8][VF_HALVES], int64_t row, int64_t i0)
 {
-    for (int r = 0; r < R; r++)
-        for (int i = 0; i < N && i0 + i < job->n; i++) {
-            float lanes[16];
+    __attribute__((aligned(64))) float lanes[16][16], sums[16];
+    MQ_UNROLL
+    for (int r = 0; r < R; r++) {
+        MQ_UNROLL
+        for (int i = 0; i < N; i++) {
             MQ_UNROLL
             for (int h = 0; h < VF_HALVES; h++)
-                vf_store(lanes + h * VF_LANES, acc[r][i][h]);
-            job->y[(i0 + i) * job->w->rows + row + r] = vf_tree16(lanes);
+                vf_store(&lanes[r * N + i][h * VF_LANES], acc[r][i][h]);
         }
+    }
+    for (int t = R * N; t < 16; t++)
+        memset(lanes[t], 0, sizeof lanes[t]);
+    vf_trees(sums, lanes[0], 16);
+    for (int i = 0; i < N && i0 + i < job->n; i++)
+        for (int r = 0; r < R; r++)
+            job->y[(i0 + i) * job->w->rows + row + r] = sums[r * N + i];
 }
 
 /* The same rows with the columns of a partial step at the edge copied out and padded with zeros; a code of 0 is 0 in every scheme. */
@@ -110,6 +119,15 @@ MQ_INLINE void fixed_plain(const mq_fixed_job *job, mq_scheme s, int R, int N, i
         fixed_step(s, R, N, acc, edges, 0, x + whole, job->x_stride);
     }
     fixed_finish(job, R, N, acc, row, i0);
+}
+
+/* A NaN weight makes its whole row NaN, so the decoder need not know of NaN. */
+MQ_INLINE int fixed_has_nan(const uint8_t *codes, int64_t n)
+{
+    uint8_t bad = 0;
+    for (int64_t c = 0; c < n; c++)
+        bad = (uint8_t)(bad | ((codes[c] & 0x7fu) == 0x7fu));
+    return bad;
 }
 
 /* FP8: positions count from the start of the first column's 16-column step; blocks of 128 end where the source's do. */
@@ -155,6 +173,10 @@ MQ_INLINE void fixed_fp8(const mq_fixed_job *job, int R, int N, int64_t row, int
         }
     }
     fixed_finish(job, R, N, acc, row, i0);
+    for (int r = 0; r < R; r++)
+        if (fixed_has_nan(w[r], m->cols))
+            for (int i = 0; i < N && i0 + i < job->n; i++)
+                job->y[(i0 + i) * m->rows + row + r] = NAN;
 }
 
 MQ_INLINE void fixed_mx_rows(const mq_fixed_job *job, int R, int N, int64_t row, int64_t i0)
@@ -325,10 +347,14 @@ MQ_INLINE void fixed_tile(const mq_fixed_job *job, int group, int N, int64_t til
                 for (int h = 0; h < VF_HALVES; h++)
                     fixed_pair(group, N, acc[g], p, nb, scales, x + b * cols_of, job->x_stride, g, s, h);
     }
-    for (int g = 0; g < 8; g++)
-        for (int s = 0; s < 2; s++)
-            for (int i = 0; i < N && i0 + i < job->n; i++)
-                job->y[(i0 + i) * m->rows + 16 * tile + g + 8 * s] = vf_tree16(acc[g][s][i]);
+    for (int i = 0; i < N && i0 + i < job->n; i++) {
+        float sums[16], *y = job->y + (i0 + i) * m->rows + 16 * tile;
+        vf_trees(sums, acc[0][0][i], 8 * 16);
+        for (int g = 0; g < 8; g++) {
+            y[g] = sums[2 * g];
+            y[g + 8] = sums[2 * g + 1];
+        }
+    }
 }
 
 MQ_INLINE void fixed_units(const mq_fixed_job *job, int group, int64_t row0, int64_t row1)

@@ -9,16 +9,9 @@
 
 enum {
     FIXED_UP_TO = 8,         /* rows of x: below this decoding beats widening */
-    X_BLOCK = 256,           /* rows of x a call */
-    W_BLOCK_FLOATS = 1 << 17 /* widened weights a call: 512 KB, half of a usual L2 */
+    X_BLOCK = 256,   /* rows of x a call: what BLAS repacks per call is small beside the product from 128 on, */
+    W_BLOCK = 128    /* and so for rows of w */
 };
-
-static int64_t weight_block(const mq_matrix *w)
-{
-    int64_t rows = W_BLOCK_FLOATS / (w->cols > 0 ? w->cols : 1) / 16 * 16;
-    rows = rows < 32 ? 32 : rows > 256 ? 256 : rows;
-    return rows;
-}
 
 mq_status mq_cpu_linear(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err)
 {
@@ -26,7 +19,8 @@ mq_status mq_cpu_linear(mq_dev *dev, float *y, const float *x, const mq_matrix *
         return mq_cpu_linear_fixed(dev, y, x, w, n, err);
     if (w->rows == 0)
         return MQ_OK;
-    int64_t w_block = weight_block(w), n_w = (w->rows + w_block - 1) / w_block, n_x = (n + X_BLOCK - 1) / X_BLOCK;
+    int64_t w_block = w->rows < W_BLOCK ? w->rows : W_BLOCK;
+    int64_t n_w = (w->rows + w_block - 1) / w_block, n_x = (n + X_BLOCK - 1) / X_BLOCK;
     int threads = mq_cpu_threads(dev, (double)w->rows * (double)w->cols * (double)n / 16.0);
     bool plain = w->scheme == MQ_SCHEME_F32;
     void *room = NULL;

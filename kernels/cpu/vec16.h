@@ -22,7 +22,7 @@
 
 enum { VF_HALVES = 16 / VF_LANES };
 
-/* Sum of 16 lanes by the one tree of this folder: l with l + 8, then + 4, + 2, + 1. */
+/* Sum of 16 lanes as vf_trees does it. */
 MQ_INLINE float vf_tree16(const float *a)
 {
     float s[8];
@@ -30,9 +30,7 @@ MQ_INLINE float vf_tree16(const float *a)
         s[l] = a[l] + a[l + 8];
     for (int l = 0; l < 4; l++)
         s[l] += s[l + 4];
-    s[0] += s[2];
-    s[1] += s[3];
-    return s[0] + s[1];
+    return (s[0] + s[2]) + (s[1] + s[3]);
 }
 
 /* exp(x) within about 1 ulp.  Below -87.3 the result stays at about 1e-38, above 88.3 at about 2e38; NaN stays NaN.

@@ -40,15 +40,12 @@ MQ_INLINE vf vf_f16(const uint16_t *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
-/* E4M3's seven bits below the sign are an F16's exponent and mantissa with the bias off by 8: value * 2^-8.
- * NaN codes are put back by hand. */
+/* E4M3's seven bits below the sign are an F16's exponent and mantissa with the bias off by 8: value * 2^-8.  The sign,
+ * extended to 16 bits and shifted, falls on bits 15 and 14; bit 14 goes. */
 MQ_INLINE vf vf_e4m3(const uint8_t *p)
 {
     __m128i w = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)(const void *)p));
-    __m128i mag = _mm_and_si128(_mm_slli_epi16(w, 7), _mm_set1_epi16(0x3f80));
-    __m128i h = _mm_or_si128(mag, _mm_and_si128(w, _mm_set1_epi16((short)0x8000)));
-    __m128i nan = _mm_cmpeq_epi16(mag, _mm_set1_epi16(0x3f80));
-    return _mm256_cvtph_ps(_mm_or_si128(h, _mm_and_si128(nan, _mm_set1_epi16(0x7e00))));
+    return _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(w, 7), _mm_set1_epi16((short)0xbf80)));
 }
 
 MQ_INLINE vf vf_pairs(float a, float b)
@@ -101,6 +98,27 @@ MQ_INLINE void vi_e2m1_byte(vf *low, vf *high, vi v)
     const __m256i mask = _mm256_set1_epi8(15);
     *low = byte_at(e2m1_bytes(_mm256_and_si256(v, mask)), 24);
     *high = byte_at(e2m1_bytes(_mm256_and_si256(_mm256_srli_epi32(v, 4), mask)), 24);
+}
+
+/* Two rows meet in every step, so that all lanes keep working: + 8, + 4, + 2, + 1; eight rows a time. */
+MQ_INLINE void vf_trees(float *out, const float *a, int64_t stride)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7); /* lane 4 k + m holds row 2 m + k */
+    for (int r = 0; r < 16; r += 8, a += 8 * stride) {
+        __m256 u[4], t[2];
+        MQ_UNROLL
+        for (int p = 0; p < 4; p++) {
+            const float *p0 = a + 2 * p * stride, *p1 = p0 + stride;
+            vf x = vf_add(vf_load(p0), vf_load(p0 + 8)), y = vf_add(vf_load(p1), vf_load(p1 + 8));
+            u[p] = vf_add(_mm256_permute2f128_ps(x, y, 0x20), _mm256_permute2f128_ps(x, y, 0x31));
+        }
+        MQ_UNROLL
+        for (int q = 0; q < 2; q++)
+            t[q] = vf_add(_mm256_shuffle_ps(u[2 * q], u[2 * q + 1], 0x44),
+                          _mm256_shuffle_ps(u[2 * q], u[2 * q + 1], 0xee));
+        vf s = vf_add(_mm256_shuffle_ps(t[0], t[1], 0x88), _mm256_shuffle_ps(t[0], t[1], 0xdd));
+        vf_store(out + r, _mm256_permutevar8x32_ps(s, order));
+    }
 }
 
 MQ_INLINE __m256d wide_lo(vf a) { return _mm256_cvtps_pd(_mm256_castps256_ps128(a)); }

@@ -45,10 +45,7 @@ MQ_INLINE vf vf_f16(const uint16_t *p)
 MQ_INLINE vf vf_e4m3(const uint8_t *p)
 {
     __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)p));
-    __m256i mag = _mm256_and_si256(_mm256_slli_epi16(w, 7), _mm256_set1_epi16(0x3f80));
-    __mmask16 nan = _mm256_cmpeq_epi16_mask(mag, _mm256_set1_epi16(0x3f80));
-    __m256i h = _mm256_or_si256(mag, _mm256_and_si256(w, _mm256_set1_epi16((short)0x8000)));
-    return _mm512_cvtph_ps(_mm256_mask_mov_epi16(h, nan, _mm256_set1_epi16(0x7e00)));
+    return _mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(w, 7), _mm256_set1_epi16((short)0xbf80)));
 }
 
 MQ_INLINE vf vf_pairs(float a, float b)
@@ -82,6 +79,28 @@ MQ_INLINE void vi_e2m1_byte(vf *low, vf *high, vi v)
 {
     *low = _mm512_permutexvar_ps(v, e2m1_table());
     *high = _mm512_permutexvar_ps(_mm512_srli_epi32(v, 4), e2m1_table());
+}
+
+/* Two rows meet in every step, so that all lanes keep working: + 8, + 4, + 2, + 1. */
+MQ_INLINE void vf_trees(float *out, const float *a, int64_t stride)
+{
+    __m512 w[8], u[4], t[2];
+    MQ_UNROLL
+    for (int p = 0; p < 8; p++) {
+        vf x = vf_load(a + 2 * p * stride), y = vf_load(a + (2 * p + 1) * stride);
+        w[p] = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
+    }
+    MQ_UNROLL
+    for (int q = 0; q < 4; q++)
+        u[q] = _mm512_add_ps(_mm512_shuffle_f32x4(w[2 * q], w[2 * q + 1], 0x88),
+                             _mm512_shuffle_f32x4(w[2 * q], w[2 * q + 1], 0xdd));
+    MQ_UNROLL
+    for (int q = 0; q < 2; q++)
+        t[q] = _mm512_add_ps(_mm512_shuffle_ps(u[2 * q], u[2 * q + 1], 0x44),
+                             _mm512_shuffle_ps(u[2 * q], u[2 * q + 1], 0xee));
+    __m512 r = _mm512_add_ps(_mm512_shuffle_ps(t[0], t[1], 0x88), _mm512_shuffle_ps(t[0], t[1], 0xdd));
+    /* lane 4 k + m holds row 4 m + k */
+    vf_store(out, _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), r));
 }
 
 MQ_INLINE __m512d wide_lo(vf a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }

@@ -40,7 +40,7 @@ MQ_INLINE vf vf_pow2_of_magic(vf s) { VF_EACH(mq_f32_from_bits((mq_f32_bits(s.l[
 
 MQ_INLINE vf vf_bf16(const uint16_t *p) { VF_EACH(mq_bf16_to_f32(p[i])); }
 MQ_INLINE vf vf_f16(const uint16_t *p) { VF_EACH(mq_f16_to_f32(p[i])); }
-/* E4M3 times 2^-8. */
+/* E4M3 times 2^-8; the NaN codes give any number. */
 MQ_INLINE vf vf_e4m3(const uint8_t *p) { VF_EACH(mq_e4m3_to_f32(p[i]) * 0.00390625f); }
 
 /* Lanes 0 1 2 3 of every four: a a b b. */
@@ -86,6 +86,19 @@ MQ_INLINE void vi_e2m1_byte(vf *low, vf *high, vi v)
     for (int i = 0; i < 16; i++) {
         low->l[i] = nibble_e2m1(v.l[i]);
         high->l[i] = nibble_e2m1(v.l[i] >> 4);
+    }
+}
+
+/* out [16]: the sum of each of 16 rows of 16 lanes: l with l + 8, then + 4, + 2, + 1. */
+MQ_INLINE void vf_trees(float *out, const float *a, int64_t stride)
+{
+    for (int r = 0; r < 16; r++, a += stride) {
+        float s[8];
+        for (int l = 0; l < 8; l++)
+            s[l] = a[l] + a[l + 8];
+        for (int l = 0; l < 4; l++)
+            s[l] += s[l + 4];
+        out[r] = (s[0] + s[2]) + (s[1] + s[3]);
     }
 }
 

@@ -46,6 +46,9 @@ MQ_INLINE void widen_fp8(const mq_matrix *m, int64_t row0, int64_t n_rows, float
             widen_run(MQ_SCHEME_FP8_BLOCK, out + c, p + c, stop - c, scale[b] * 256.0f);
             c = stop;
         }
+        if (fixed_has_nan(p, m->cols))
+            for (int64_t c = 0; c < m->cols; c++)
+                out[c] = (p[c] & 0x7fu) == 0x7fu ? NAN : out[c];
     }
 }
 
