@@ -14,6 +14,7 @@
 enum {
     FIXED_N = VF_HALVES == 1 ? 8 : 4,
     FIXED_SIDES = VF_HALVES == 1 ? 2 : 1,
+    FIXED_WHOLE_TILE = VF_HALVES == 1 && VF_REGISTERS == 32,
     FIXED_CHUNK = 8 /* units: 4.3 KB of weights and, for 8 rows, 16 KB of activations in L1 */
 };
 
@@ -279,6 +280,70 @@ MQ_INLINE void fixed_codes(vf w[4], vi v, int side, int group)
         vi_int4(w, v, side);
 }
 
+/* Lines of the chunk after this one; a prefetch past the end of a matrix is harmless. */
+MQ_INLINE void fixed_prefetch(const uint8_t *p, int64_t n_bytes)
+{
+    for (int64_t i = 0; i < n_bytes; i += 64)
+        __builtin_prefetch(p + i);
+}
+
+/* One activation row where 16 lanes are one register: all 16 rows of the tile at once, so that x is loaded once and the
+ * weights are read straight through.  acc[g][side]. */
+MQ_INLINE void fixed_units_of_one(int group, vf acc[8][2], const uint8_t *codes, const float *scales, const float *x)
+{
+    const int two_groups = group == 32 || group == MQ_GROUP_MXFP4, units = group == 128 ? 2 : 1;
+    vf xv[8];
+    MQ_UNROLL
+    for (int k = 0; k < 4 * units; k++)
+        xv[k] = vf_load(x + 16 * k);
+    MQ_UNROLL
+    for (int g = 0; g < 8; g++) {
+        MQ_UNROLL
+        for (int s = 0; s < 2; s++) {
+            vf p, w[4];
+            MQ_UNROLL
+            for (int u = 0; u < units; u++) {
+                fixed_codes(w, vi_load(codes + u * MQ_UNIT_CODE_BYTES + 64 * g), s, group);
+                p = u == 0 ? vf_mul(w[0], xv[0]) : vf_fma(w[0], xv[4], p);
+                MQ_UNROLL
+                for (int k = 1; k < 4; k++)
+                    p = vf_fma(w[k], xv[4 * u + k], p);
+            }
+            const float *sc = scales + g * (two_groups ? 4 : 2) + s;
+            acc[g][s] = vf_fma(two_groups ? vf_pairs(sc[0], sc[2]) : vf_set1(sc[0]), p, acc[g][s]);
+        }
+    }
+}
+
+/* As fixed_tile for one row of x. */
+MQ_INLINE void fixed_tile_of_one(const mq_fixed_job *job, int group, int64_t tile, int64_t i0)
+{
+    const mq_matrix *m = job->w;
+    const uint8_t *block = (const uint8_t *)m->data + tile * mq_tile_bytes(m->cols, group);
+    const float *x = job->x + i0 * job->x_stride;
+    __attribute__((aligned(64))) float lanes[16][16], scales[1][32], sums[16];
+    vf acc[8][2];
+    MQ_UNROLL
+    for (int g = 0; g < 8; g++)
+        acc[g][0] = acc[g][1] = vf_set1(0.0f);
+    for (int64_t c = 0; c < m->cols; c += mq_block_cols(group), block += mq_block_bytes(group)) {
+        fixed_prefetch(block + 4096, mq_block_bytes(group));
+        fixed_scales(scales, block, 1, group);
+        fixed_units_of_one(group, acc, block, scales[0], x + c);
+    }
+    MQ_UNROLL
+    for (int g = 0; g < 8; g++) {
+        vf_store(lanes[2 * g], acc[g][0]);
+        vf_store(lanes[2 * g + 1], acc[g][1]);
+    }
+    vf_trees(sums, lanes[0], 16);
+    float *y = job->y + i0 * m->rows + 16 * tile;
+    for (int g = 0; g < 8; g++) {
+        y[g] = sums[2 * g];
+        y[g + 8] = sums[2 * g + 1];
+    }
+}
+
 /* One half (VF_LANES lanes) of sides side0 .. side0 + FIXED_SIDES - 1 of row pair g over a chunk: acc[side][i][lane]. */
 MQ_INLINE void fixed_pair(int group, int N, float acc[2][8][16], const uint8_t *blocks, int n_blocks,
                           float (*scales)[32], const float *x, int64_t x_stride, int g, int side0, int h)
@@ -341,6 +406,7 @@ MQ_INLINE void fixed_tile(const mq_fixed_job *job, int group, int N, int64_t til
     for (int64_t b = 0; b < n_blocks; b += chunk) {
         int nb = (int)(n_blocks - b < chunk ? n_blocks - b : chunk);
         const uint8_t *p = blocks + b * mq_block_bytes(group);
+        fixed_prefetch(p + nb * mq_block_bytes(group), chunk * mq_block_bytes(group));
         fixed_scales(scales, p, nb, group);
         for (int g = 0; g < 8; g++)
             for (int s = 0; s < 2; s += FIXED_SIDES)
@@ -368,6 +434,8 @@ MQ_INLINE void fixed_units(const mq_fixed_job *job, int group, int64_t row0, int
                 fixed_tile(job, group, 4, tile, i0);
             else if (left >= 2)
                 fixed_tile(job, group, 2, tile, i0);
+            else if (FIXED_WHOLE_TILE)
+                fixed_tile_of_one(job, group, tile, i0);
             else
                 fixed_tile(job, group, 1, tile, i0);
             i0 += left >= 8 ? 8 : left;

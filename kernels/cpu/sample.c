@@ -173,39 +173,74 @@ static void select_top(candidate *top, int64_t m, const float *logits, int64_t v
     qsort(top, (size_t)m, sizeof *top, compare);
 }
 
-/* How many of the sorted top [m] it takes to reach share of total; m + 1 when they do not. */
-static int64_t reach(const candidate *top, int64_t m, double temperature, double share, double total)
+static double weight(float logit, float max, double temperature)
 {
-    double sum = 0.0;
-    for (int64_t k = 0; k < m; k++) {
-        sum += exp(((double)top[k].logit - (double)top[0].logit) / temperature);
-        if (sum >= share * total)
-            return k + 1;
-    }
-    return m + 1;
+    return logit == logit ? exp(((double)logit - (double)max) / temperature) : 0.0;
 }
 
-/* top [vocab]: the kept ids; returns their number, at least 1. */
+/* How many of the sorted top [n] bring sum from before to goal; all of them when they do not. */
+static int64_t reach(const candidate *top, int64_t n, float max, double temperature, double before_them, double goal)
+{
+    for (int64_t k = 0; k < n; k++) {
+        before_them += weight(top[k].logit, max, temperature);
+        if (before_them >= goal)
+            return k + 1;
+    }
+    return n;
+}
+
+static int64_t keep_top_k(candidate *top, const float *logits, const mq_sampling *s, int64_t vocab)
+{
+    double t = (double)s->temperature, total = 0.0;
+    select_top(top, s->top_k, logits, vocab);
+    if (s->top_p >= 1.0f)
+        return s->top_k;
+    for (int64_t i = 0; i < s->top_k; i++)
+        total += weight(top[i].logit, top[0].logit, t);
+    return reach(top, s->top_k, top[0].logit, t, 0.0, (double)s->top_p * total);
+}
+
+enum { BINS = 1024, BINS_A_NAT = 16 };
+
+static int bin_of(float logit, float max, double temperature)
+{
+    double d = ((double)max - (double)logit) / temperature * BINS_A_NAT;
+    return d < BINS - 1 ? (int)d : BINS - 1; /* NaN too goes last */
+}
+
+/* Bins of weight, largest first: those before the bin in which the goal is reached are kept whole, that one is sorted. */
+static int64_t keep_top_p(const mq_vector_ops *v, candidate *top, const float *logits, const mq_sampling *s, int64_t vocab)
+{
+    double t = (double)s->temperature, mass[BINS] = {0.0}, total = 0.0, sum = 0.0;
+    float max = v->max(logits, vocab);
+    int last = 0;
+    for (int64_t id = 0; id < vocab; id++)
+        mass[bin_of(logits[id], max, t)] += weight(logits[id], max, t);
+    for (int b = 0; b < BINS; b++)
+        total += mass[b];
+    for (; last < BINS - 1 && sum + mass[last] < (double)s->top_p * total; last++)
+        sum += mass[last];
+    int64_t n_whole = 0, n_last = 0;
+    for (int64_t id = 0; id < vocab; id++)
+        n_whole += bin_of(logits[id], max, t) < last;
+    for (int64_t id = 0, at = 0; id < vocab; id++) {
+        int bin = bin_of(logits[id], max, t);
+        candidate c = {logits[id] == logits[id] ? logits[id] : -INFINITY, (int32_t)id};
+        if (bin < last)
+            top[at++] = c;
+        else if (bin == last)
+            top[n_whole + n_last++] = c;
+    }
+    qsort(top + n_whole, (size_t)n_last, sizeof *top, compare);
+    return n_whole + reach(top + n_whole, n_last, max, t, sum, (double)s->top_p * total);
+}
+
+/* top [vocab]: the kept ids in any order; returns their number, at least 1. */
 static int64_t keep(const mq_vector_ops *v, candidate *top, const float *logits, const mq_sampling *s, int64_t vocab)
 {
-    double t = (double)s->temperature, share = (double)s->top_p;
-    if (s->top_k > 0 && s->top_k < vocab) {
-        int64_t k = s->top_k, kept;
-        double total = 0.0;
-        select_top(top, k, logits, vocab);
-        for (int64_t i = 0; i < k; i++)
-            total += exp(((double)top[i].logit - (double)top[0].logit) / t);
-        kept = s->top_p < 1.0f ? reach(top, k, t, share, total) : k;
-        return kept < k ? kept : k;
-    }
-    double total = v->softmax_sums(logits, NULL, v->max(logits, vocab), (float)(1.0 / t), vocab).sum;
-    for (int64_t m = 256;; m *= 16) {
-        m = m < vocab ? m : vocab;
-        select_top(top, m, logits, vocab);
-        int64_t kept = reach(top, m, t, share, total);
-        if (kept <= m || m == vocab)
-            return kept < m ? kept : m;
-    }
+    if (s->top_k > 0 && s->top_k < vocab)
+        return keep_top_k(top, logits, s, vocab);
+    return keep_top_p(v, top, logits, s, vocab);
 }
 
 mq_status mq_cpu_sample(mq_dev *dev, int32_t *tokens, const float *logits, const mq_sampling *s, int64_t n,

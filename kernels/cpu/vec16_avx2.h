@@ -7,7 +7,7 @@
 #if defined(__AVX2__)
 #include <immintrin.h>
 
-enum { VF_LANES = 8 };
+enum { VF_LANES = 8, VF_REGISTERS = 16 };
 typedef __m256 vf;
 typedef __m256i vi;
 typedef struct vd {

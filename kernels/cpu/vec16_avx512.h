@@ -8,7 +8,7 @@
 #if defined(__AVX512F__)
 #include <immintrin.h>
 
-enum { VF_LANES = 16 };
+enum { VF_LANES = 16, VF_REGISTERS = 32 };
 typedef __m512 vf;
 typedef __m512i vi;
 typedef struct vd {

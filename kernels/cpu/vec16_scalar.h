@@ -4,7 +4,7 @@
 
 #include "kernels/cpu/inline.h"
 
-enum { VF_LANES = 16 };
+enum { VF_LANES = 16, VF_REGISTERS = 0 };
 typedef struct vf {
     float l[16];
 } vf;
