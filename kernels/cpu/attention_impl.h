@@ -148,8 +148,12 @@ MQ_INLINE void att_load_block(const mq_kv *kv, int head, int64_t base, int a, in
         k_rows[j] = kv->k + (slot * kv->n_kv_heads + head) * kv->head_dim;
         v_rows[j] = kv->v + (slot * kv->n_kv_heads + head) * kv->v_head_dim;
     }
-    for (int j = 0; j < ATT_K; j++)
-        for (int d = 0; d < kv->head_dim; d++)
+    int d = 0;
+    for (; d + 4 <= kv->head_dim; d += 4)
+        for (int j = 0; j < ATT_K; j += 4)
+            vf_transpose4(kt + d * ATT_K + j, ATT_K, k_rows + j, d);
+    for (; d < kv->head_dim; d++)
+        for (int j = 0; j < ATT_K; j++)
             kt[d * ATT_K + j] = k_rows[j][d];
 }
 

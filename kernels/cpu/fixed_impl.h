@@ -137,22 +137,23 @@ MQ_INLINE void fixed_fp8(const mq_fixed_job *job, int R, int N, int64_t row, int
     const mq_matrix *m = job->w;
     const mq_scheme s = MQ_SCHEME_FP8_BLOCK;
     int64_t shift = m->col_phase % 16, base = m->col_phase - shift, end = shift + m->cols;
-    int64_t scale_cols = mq_fp8_scale_cols(m);
     const float *x = job->x + i0 * job->x_stride, *scale[8];
     const uint8_t *w[8], *edges[8];
     uint8_t edge[8][64];
     vf acc[8][8][VF_HALVES], part[8][8][VF_HALVES];
     for (int r = 0; r < R; r++) {
-        int64_t seg = (row + r) / m->seg_rows, in_seg = (row + r) % m->seg_rows;
+        int64_t seg = row + r < m->seg_rows ? 0 : (row + r) / m->seg_rows, in_seg = row + r - seg * m->seg_rows;
         w[r] = (const uint8_t *)m->data + (row + r) * m->cols;
         scale[r] = (const float *)m->scale +
-                   (seg * mq_fp8_seg_scale_rows(m) + (m->row_phase + in_seg) / MQ_FP8_BLOCK) * scale_cols;
+                   (seg * job->seg_scale_rows + (m->row_phase + in_seg) / MQ_FP8_BLOCK) * job->scale_cols;
     }
     fixed_zero(R, N, acc);
     for (int64_t b = 0, c = 0; c < end; b++) {
         int64_t stop = (b + 1) * MQ_FP8_BLOCK - base;
         stop = stop < end ? stop : end;
         fixed_zero(R, N, part);
+        for (; c >= shift && c + 16 <= stop; c += 16)
+            fixed_step(s, R, N, part, w, c - shift, x + c, job->x_stride);
         for (; c < stop; c += 16) {
             int64_t from = c < shift ? shift : c, to = c + 16 < end ? c + 16 : end;
             if (to - from == 16) {

@@ -76,7 +76,11 @@ mq_status mq_cpu_linear_fixed(mq_dev *dev, float *y, const float *x, const mq_ma
 {
     if (n == 0 || w->rows == 0)
         return MQ_OK;
-    mq_fixed_job job = {w, x, padded_cols(w), n, padded_rows(n), y};
+    mq_fixed_job job = {w, x, padded_cols(w), n, padded_rows(n), y, 0, 0};
+    if (w->scheme == MQ_SCHEME_FP8_BLOCK) {
+        job.seg_scale_rows = mq_fp8_seg_scale_rows(w);
+        job.scale_cols = mq_fp8_scale_cols(w);
+    }
     if (needs_order(w) || job.x_stride != w->cols || job.n_pad != n) {
         void *room;
         MQ_TRY(mq_cpu_workspace(dev, MQ_WS_X, job.n_pad * job.x_stride * (int64_t)sizeof *x, &room, err));

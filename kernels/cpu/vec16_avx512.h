@@ -81,6 +81,18 @@ MQ_INLINE void vi_e2m1_byte(vf *low, vf *high, vi v)
     *high = _mm512_permutexvar_ps(_mm512_srli_epi32(v, 4), e2m1_table());
 }
 
+MQ_INLINE void vf_transpose4(float *out, int64_t stride, const float *const *rows, int from)
+{
+    __m128 a = _mm_loadu_ps(rows[0] + from), b = _mm_loadu_ps(rows[1] + from);
+    __m128 c = _mm_loadu_ps(rows[2] + from), d = _mm_loadu_ps(rows[3] + from);
+    __m128 ab0 = _mm_unpacklo_ps(a, b), ab1 = _mm_unpackhi_ps(a, b);
+    __m128 cd0 = _mm_unpacklo_ps(c, d), cd1 = _mm_unpackhi_ps(c, d);
+    _mm_storeu_ps(out, _mm_movelh_ps(ab0, cd0));
+    _mm_storeu_ps(out + stride, _mm_movehl_ps(cd0, ab0));
+    _mm_storeu_ps(out + 2 * stride, _mm_movelh_ps(ab1, cd1));
+    _mm_storeu_ps(out + 3 * stride, _mm_movehl_ps(cd1, ab1));
+}
+
 /* Two rows meet in every step, so that all lanes keep working: + 8, + 4, + 2, + 1. */
 MQ_INLINE void vf_trees(float *out, const float *a, int64_t stride)
 {

@@ -89,6 +89,14 @@ MQ_INLINE void vi_e2m1_byte(vf *low, vf *high, vi v)
     }
 }
 
+/* out[k][i] = rows[i][from + k], 4 x 4. */
+MQ_INLINE void vf_transpose4(float *out, int64_t stride, const float *const *rows, int from)
+{
+    for (int k = 0; k < 4; k++)
+        for (int i = 0; i < 4; i++)
+            out[k * stride + i] = rows[i][from + k];
+}
+
 /* out [16]: the sum of each of 16 rows of 16 lanes: l with l + 8, then + 4, + 2, + 1. */
 MQ_INLINE void vf_trees(float *out, const float *a, int64_t stride)
 {

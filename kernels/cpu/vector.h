@@ -21,6 +21,7 @@ typedef struct mq_fixed_job {
     int64_t n;        /* rows wanted */
     int64_t n_pad;    /* rows there: whole eights, then 0, 1, 2, 4 or 8 for the rest; extra rows are zero */
     float *y;         /* [n, w->rows] */
+    int64_t seg_scale_rows, scale_cols; /* FP8: of w, so that no row divides to find them */
 } mq_fixed_job;
 
 /* Rows of x taken together through one decoding of the weights. */

@@ -5,7 +5,7 @@
 
 #include "kernels/cpu/cpu.h"
 #include "tests/harness.h"
-#include "tests/kernels/random_matrix.h"
+#include "tests/maker/random_matrix.h"
 
 static const mq_kernels *k;
 

@@ -3,7 +3,7 @@
 
 #include "kernels/kernels.h"
 #include "tests/harness.h"
-#include "tests/kernels/random_matrix.h"
+#include "tests/maker/random_matrix.h"
 
 static const mq_kernels *k;
 static const char *const isas[] = {"scalar", "avx2", "avx512"};

@@ -4,7 +4,7 @@
 
 #include "kernels/kernels.h"
 #include "tests/harness.h"
-#include "tests/kernels/random_matrix.h"
+#include "tests/maker/random_matrix.h"
 
 static const mq_kernels *k;
 static mq_dev *dev;

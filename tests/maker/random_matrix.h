@@ -1,6 +1,6 @@
 /* Random stored matrices of every scheme, for the tests and benchmarks of kernels/. */
-#ifndef MQ_TESTS_KERNELS_RANDOM_MATRIX_H
-#define MQ_TESTS_KERNELS_RANDOM_MATRIX_H
+#ifndef MQ_TESTS_MAKER_RANDOM_MATRIX_H
+#define MQ_TESTS_MAKER_RANDOM_MATRIX_H
 
 #include <stdint.h>
 #include <stdlib.h>
