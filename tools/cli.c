@@ -275,8 +275,8 @@ int mq_cli_finish(mq_cli *c, mq_status st, int status_override, const mq_err *er
                       : status_override >= 0 ? status_override
                                              : 0;
     if (st != MQ_OK)
-        fprintf(stderr, "%s%s: %s: %s\n", mq_cli_line_start(), c->tool,
-                st == MQ_E_STOPPED ? "stopped" : "error", why.text);
+        fprintf(stderr, "%s%s: %s%s\n", mq_cli_line_start(), c->tool,
+                st == MQ_E_STOPPED ? "" : "error: ", why.text); /* "stopped by signal 2" */
     if (c->json_path) {
         mq_buf out = mq_buf_empty();
         mq_status wrote = print_result(c, &out, st, exit_status, &why, &failure);

@@ -191,7 +191,7 @@ got=0
 kill -INT $pid 2>/dev/null || true
 wait $pid || got=$?
 [ "$got" = 130 ] || fail "SIGINT: exit status $got, expected 130"
-err_has 'stopped by signal 2'
+err_has 'mimo-run: stopped by signal 2'
 json_is "$work/run.json" 'r["status"] == "stopped" and r["exit_code"] == 130 and 0 < r["tokens"] < 4000'
 
 # ---- help ----
