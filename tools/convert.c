@@ -33,26 +33,21 @@ typedef struct conversion {
 
 /* ---- Before the work ---- */
 
-static void tell_lines(const mq_cli *cli, const mq_buf *lines, bool warn)
+/* What the reader of the checkpoint had to say: parts that are skipped, keys that nobody knows. */
+static void tell_notices(const mq_cli *cli, const mq_buf *lines)
 {
     const char *at = lines->n_bytes ? lines->data : "";
     while (*at) {
         int n = (int)strcspn(at, "\n");
-        if (n && warn)
+        if (n)
             mq_cli_warn(cli, "%.*s", n, at);
-        else if (n)
-            mq_cli_note(cli, "%.*s", n, at);
         at += n + (at[n] == '\n');
     }
 }
 
 static void tell_about_job(const conversion *c)
 {
-    const mq_source *s = c->job.source;
-    tell_lines(c->cli, &s->notices, false);
-    tell_lines(c->cli, &s->model.warnings, true);
-    if (s->has_draft)
-        tell_lines(c->cli, &s->draft.warnings, true);
+    tell_notices(c->cli, &c->job.source->notices);
     if (c->job.n_requantized_layers)
         mq_cli_warn(c->cli, "--experts int4 quantizes %lld MXFP4 layers again, which loses precision; the default keeps them",
                     (long long)c->job.n_requantized_layers);
@@ -103,6 +98,25 @@ static void fill_result(conversion *c)
         r->bytes_in += c->in.items[i].is_weights ? c->in.items[i].bytes : 0;
 }
 
+/* Bytes of the files in OUT that --overwrite will remove. */
+static int64_t reclaimable_bytes(const conversion *c)
+{
+    char **names;
+    int64_t n, total = 0;
+    if (!c->opt.overwrite || c->journal || mq_dir_list(&names, &n, c->opt.out_dir, NULL) != MQ_OK)
+        return 0;
+    for (int64_t i = 0; i < n; i++) {
+        char *path = mq_path_join(c->opt.out_dir, names[i]);
+        mq_file *file = NULL;
+        if (path && mq_file_open(&file, path, NULL) == MQ_OK)
+            total += file->n_bytes;
+        mq_file_close(file);
+        free(path);
+    }
+    mq_dir_list_free(names, n);
+    return total;
+}
+
 /* Space for the files that are not done, on the file system of OUT (or of where it will be). */
 static mq_status measure_space(conversion *c, mq_err *err)
 {
@@ -131,6 +145,7 @@ static mq_status measure_space(conversion *c, mq_err *err)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");
     mq_status st = mq_dir_free_bytes(&c->result->free_bytes, path, err);
     free(path);
+    c->result->free_bytes += reclaimable_bytes(c);
     return st;
 }
 
@@ -417,8 +432,8 @@ static mq_status convert_into(conversion *c, mq_err *err)
 {
     MQ_TRY(mq_folder_inspect(&c->state, c->opt.out_dir, err));
     MQ_TRY(refuse_existing(c, err));
-    if (c->state == MQ_FOLDER_NEW)
-        MQ_TRY(check_space(c, err)); /* before anything is created */
+    if (!c->opt.resume)
+        MQ_TRY(check_space(c, err)); /* before anything is created or removed */
     MQ_TRY(mq_folder_lock(&c->lock_fd, c->opt.out_dir, err));
     MQ_TRY(mq_folder_inspect(&c->state, c->opt.out_dir, err)); /* another run may have ended meanwhile */
     MQ_TRY(refuse_existing(c, err));
@@ -436,6 +451,8 @@ static mq_status convert_into(conversion *c, mq_err *err)
 /* Headers only: measure, print, write nothing.  A lack of space is an error, after the table. */
 static mq_status dry_run(conversion *c, mq_err *err)
 {
+    MQ_TRY(mq_folder_inspect(&c->state, c->opt.out_dir, err)); /* what the run itself would refuse */
+    MQ_TRY(refuse_existing(c, err));
     mq_status space = check_space(c, err);
     if (space != MQ_OK && !c->result->need_bytes)
         return space;

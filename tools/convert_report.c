@@ -47,11 +47,14 @@ static void write_errors(mq_json_writer *w, const mq_convert_job *job, const mq_
                              mq_convert_rel_error(mq_convert_sum(job, done, layer, p)));
 }
 
-/* One line per notice, as they stand in the buffer. */
-static void write_lines(mq_json_writer *w, const mq_buf *lines)
+/* One string per notice.  Paths below dir lose it: the report does not depend on where the checkpoint lies. */
+static void write_notices(mq_json_writer *w, const mq_buf *lines, const char *dir)
 {
     const char *at = lines->n_bytes ? lines->data : "";
+    size_t n_dir = strlen(dir);
     while (*at) {
+        if (strncmp(at, dir, n_dir) == 0 && at[n_dir] == '/')
+            at += n_dir + 1;
         size_t n = strcspn(at, "\n");
         mq_buf line = mq_buf_empty();
         mq_buf_append(&line, at, (int64_t)n);
@@ -129,10 +132,7 @@ mq_status mq_convert_report(mq_buf *out, const mq_convert_job *job, const mq_con
     mq_json_write_int(&w, "expert_weights", job->n_expert_weights);
     mq_json_write_int(&w, "requantized_mxfp4_layers", job->n_requantized_layers);
     mq_json_write_array(&w, "notices");
-    write_lines(&w, &s->notices);
-    write_lines(&w, &s->model.warnings);
-    if (s->has_draft)
-        write_lines(&w, &s->draft.warnings);
+    write_notices(&w, &s->notices, mq_checkpoint_dir(s->checkpoint));
     mq_json_write_end_array(&w);
     mq_json_write_object(&w, "rel_rms_error");
     write_errors(&w, job, done, -1);
