@@ -90,7 +90,7 @@ END_TEST
 static void put(mq_buf *b, uint64_t v, int n_bytes)
 {
     for (int i = 0; i < n_bytes; i++) {
-        uint8_t byte = (uint8_t)(v >> (8 * i));
+        uint8_t byte = (uint8_t)(i < 8 ? v >> (8 * i) : 0);
         mq_buf_append(b, &byte, 1);
     }
 }
