@@ -125,60 +125,106 @@ static int64_t chunk_rows(const mq_model *m, mq_key key)
 }
 
 /* The file ranks' slices before they are merged. */
+typedef struct slice {
+    const mq_shard *shard;
+    int64_t index; /* of the record */
+    void *bytes;   /* plain bytes, heap; NULL until loaded */
+} slice;
+
 typedef struct slices {
     int n;
-    mq_part *parts;
-    void **bytes; /* of each part; NULL when measuring */
+    mq_part *parts; /* views of the slices; pointers NULL until loaded */
+    slice *from;
 } slices;
 
 static void free_slices(slices *s)
 {
-    for (int i = 0; s->bytes && i < s->n; i++)
-        free(s->bytes[i]);
-    free(s->bytes);
+    for (int i = 0; s->from && i < s->n; i++)
+        free(s->from[i].bytes);
+    free(s->from);
     free(s->parts);
 }
 
-/* Load the slice that shard holds and append it, unless it repeats the one before. */
-static mq_status add_slice(const packed *c, slices *s, const mq_shard *shard, mq_key key,
-                           bool measuring, mq_err *err)
+/* Append the slice that shard holds, unless it repeats the one before (a KV head of several ranks).
+ */
+static mq_status add_slice(slices *s, const mq_shard *shard, mq_key key, mq_err *err)
 {
     int64_t i;
     MQ_TRY(find_record(&i, shard, key, err));
     const mq_shard_entry *e = mq_shard_entry_at(shard, i);
-    mq_part *part = &s->parts[s->n];
-    part->row0 = (int64_t)e->row0;
-    part->col0 = (int64_t)e->col0;
-    if (s->n > 0 && part->row0 == part[-1].row0 && part->col0 == part[-1].col0)
+    mq_part part = {mq_shard_matrix(shard, i, NULL), (int64_t)e->row0, (int64_t)e->col0};
+    const mq_part *last = s->n > 0 ? &s->parts[s->n - 1] : NULL;
+    if (last && part.row0 == last->row0 && part.col0 == last->col0)
         return MQ_OK;
-    void *plain = NULL;
-    if (!measuring) {
-        plain = aligned_alloc(64, (size_t)mq_round_up((int64_t)e->plain_bytes + 1, 64));
-        if (!plain)
-            return mq_fail(err, MQ_E_NOMEM, "a record of %lld bytes: out of memory",
-                           (long long)e->plain_bytes);
-        s->bytes[s->n] = plain;
+    s->parts[s->n] = part;
+    s->from[s->n++] = (slice){shard, i, NULL};
+    return MQ_OK;
+}
+
+/* Slices by rows without scales of their own: their bytes are simply appended. */
+static bool is_stack(const slices *s)
+{
+    return s->parts[0].m.scheme != MQ_SCHEME_FP8_BLOCK &&
+           (s->n == 1 || s->parts[1].col0 == s->parts[0].col0);
+}
+
+static mq_status merge(mq_slot *slot, mq_matrix *out, const slices *s, mq_key key,
+                       int64_t part_rows, mq_err *err)
+{
+    char name[MQ_KEY_NAME];
+    mq_key_name(name, sizeof name, key);
+    return mq_wrap(err, mq_merge_parts(slot, out, s->parts, s->n, part_rows, err), "tensor '%s'",
+                   name);
+}
+
+/* Load appended slices right where they belong: an embedding is too large to hold twice. */
+static mq_status load_stack(const packed *c, mq_slot *slot, mq_matrix *out, const slices *s,
+                            mq_key key, mq_err *err)
+{
+    mq_slot probe = {.measuring = true};
+    void *at;
+    MQ_TRY(merge(&probe, out, s, key, INT64_MAX, err)); /* checks, and sets out's shape */
+    MQ_TRY(mq_slot_take(slot, &at, probe.used, err));
+    out->data = at;
+    for (int i = 0; !slot->measuring && i < s->n; i++) {
+        const slice *f = &s->from[i];
+        MQ_TRY(mq_shard_load(f->shard, f->index, at, c->check, err));
+        at = (uint8_t *)at + mq_shard_entry_at(f->shard, f->index)->plain_bytes;
     }
-    part->m = mq_shard_matrix(shard, i, plain);
-    s->n++;
-    return measuring ? MQ_OK : mq_shard_load(shard, i, plain, c->check, err);
+    return MQ_OK;
+}
+
+static mq_status load_pieces(const packed *c, slices *s, mq_err *err)
+{
+    for (int i = 0; i < s->n; i++) {
+        slice *f = &s->from[i];
+        int64_t n_bytes = (int64_t)mq_shard_entry_at(f->shard, f->index)->plain_bytes;
+        f->bytes = aligned_alloc(64, (size_t)mq_round_up(n_bytes + 1, 64));
+        if (!f->bytes)
+            return mq_fail(err, MQ_E_NOMEM, "a record of %lld bytes: out of memory",
+                           (long long)n_bytes);
+        MQ_TRY(mq_shard_load(f->shard, f->index, f->bytes, c->check, err));
+        s->parts[i].m = mq_shard_matrix(f->shard, f->index, f->bytes);
+    }
+    return MQ_OK;
 }
 
 /* Slices of file ranks [first, first + n) merged into slot; the shards are open. */
 static mq_status load_merged(const packed *c, const reader *r, mq_slot *slot, mq_matrix *out,
                              mq_key key, int first, int n, mq_err *err)
 {
-    slices s = {0, calloc((size_t)n, sizeof *s.parts), calloc((size_t)n, sizeof *s.bytes)};
+    slices s = {0, calloc((size_t)n, sizeof *s.parts), calloc((size_t)n, sizeof *s.from)};
     mq_status st = MQ_OK;
-    if (!s.parts || !s.bytes)
+    if (!s.parts || !s.from)
         st = mq_fail(err, MQ_E_NOMEM, "out of memory");
     for (int i = 0; st == MQ_OK && i < n; i++)
-        st = add_slice(c, &s, r->shards[first + i], key, slot->measuring, err);
-    if (st == MQ_OK) {
-        char name[MQ_KEY_NAME];
-        mq_key_name(name, sizeof name, key);
-        st = mq_wrap(err, mq_merge_parts(slot, out, s.parts, s.n, chunk_rows(c->m, key), err),
-                     "tensor '%s'", name);
+        st = add_slice(&s, r->shards[first + i], key, err);
+    if (st == MQ_OK && is_stack(&s)) {
+        st = load_stack(c, slot, out, &s, key, err);
+    } else if (st == MQ_OK) {
+        st = slot->measuring ? MQ_OK : load_pieces(c, &s, err);
+        if (st == MQ_OK)
+            st = merge(slot, out, &s, key, chunk_rows(c->m, key), err);
     }
     free_slices(&s);
     return st;
