@@ -28,14 +28,14 @@ install_packages() {
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y $missing
 }
 
-# build_in DIR [cmake options]: configure once, build what changed.
+# build_in DIR TARGET [cmake options]: configure, build what changed.
 build_in() {
-    local dir=$1
-    shift
+    local dir=$1 target=$2
+    shift 2
     # An unchanged configuration is a no-op for cmake; the options may differ from the last run's.
     cmake -S . -B "$dir" -G Ninja "$@" >"$dir.configure.log" 2>&1 || {
         cat "$dir.configure.log"
         return 1
     }
-    ninja -C "$dir"
+    ninja -C "$dir" "$target"
 }
