@@ -67,23 +67,19 @@ static mq_part cut_rows(const mq_matrix *w, int64_t row0, int64_t rows)
         p.m.seg_rows = whole ? w->seg_rows : rows;
         p.m.row_phase = (int)((w->row_phase + row0 % w->seg_rows) % 128);
     }
-    int64_t row_bytes = w->cols * (w->scheme == MQ_SCHEME_F32         ? 4
-                                   : w->scheme == MQ_SCHEME_FP8_BLOCK ? 1
-                                                                      : 2);
-    uint8_t *data = malloc((size_t)(rows * row_bytes));
-    memcpy(data, (const uint8_t *)w->data + row0 * row_bytes, (size_t)(rows * row_bytes));
-    if (w->scheme == MQ_SCHEME_INT4 || w->scheme == MQ_SCHEME_MXFP4) {
-        int64_t tile = mq_tile_bytes(w->cols, w->group);
-        data = realloc(data, (size_t)(rows / 16 * tile));
-        memcpy(data, (const uint8_t *)w->data + row0 / 16 * tile, (size_t)(rows / 16 * tile));
-    }
+    bool units = w->scheme == MQ_SCHEME_INT4 || w->scheme == MQ_SCHEME_MXFP4;
+    int64_t element = w->scheme == MQ_SCHEME_F32 ? 4 : w->scheme == MQ_SCHEME_FP8_BLOCK ? 1 : 2;
+    int64_t run = units ? mq_tile_bytes(w->cols, w->group) : w->cols * element;
+    int64_t first_run = units ? row0 / 16 : row0, n = units ? rows / 16 : rows;
+    uint8_t *data = malloc((size_t)(n * run));
+    memcpy(data, (const uint8_t *)w->data + first_run * run, (size_t)(n * run));
     p.m.data = data;
     if (w->scheme == MQ_SCHEME_FP8_BLOCK) {
-        int64_t cols = mq_fp8_scale_cols(w), n = mq_fp8_n_scales(&p.m);
+        int64_t cols = mq_fp8_scale_cols(w), n_scales = mq_fp8_n_scales(&p.m);
         int64_t first = row0 / w->seg_rows * mq_fp8_seg_scale_rows(w) +
                         (w->row_phase + row0 % w->seg_rows) / 128;
-        float *scale = malloc((size_t)n * sizeof *scale);
-        memcpy(scale, (const float *)w->scale + first * cols, (size_t)n * sizeof *scale);
+        float *scale = malloc((size_t)n_scales * sizeof *scale);
+        memcpy(scale, (const float *)w->scale + first * cols, (size_t)n_scales * sizeof *scale);
         p.m.scale = scale;
     }
     return p;
