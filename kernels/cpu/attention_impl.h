@@ -26,7 +26,7 @@ typedef struct att_item {
 } att_item;
 
 /* scores of n (1 or ATT_Q) items against the transposed block kt [head_dim][64]. */
-MQ_INLINE void att_scores(att_item *const *it, int n, const float *kt, int dim, float scale)
+MQ_TEMPLATE void att_scores(att_item *const *it, int n, const float *kt, int dim, float scale)
 {
     for (int j = 0; j < ATT_K; j += ATT_SPAN) {
         vf acc[ATT_Q][ATT_V];
@@ -56,7 +56,7 @@ MQ_INLINE void att_scores(att_item *const *it, int n, const float *kt, int dim, 
 }
 
 /* Scores of keys a .. b - 1 of the block to probabilities, zero elsewhere; rescales what the item holds. */
-MQ_INLINE void att_softmax(att_item *it, int a, int b, int v_dim)
+MQ_TEMPLATE void att_softmax(att_item *it, int a, int b, int v_dim)
 {
     float *p = it->p, m = it->max;
     for (int j = 0; j < a; j++)
@@ -98,7 +98,7 @@ MQ_INLINE void att_softmax(att_item *it, int a, int b, int v_dim)
 }
 
 /* o += p * v over keys a .. b - 1 for n items; v_rows[j] is key j's value row. */
-MQ_INLINE void att_values(att_item *const *it, int n, const float *const *v_rows, int a, int b, int v_dim)
+MQ_TEMPLATE void att_values(att_item *const *it, int n, const float *const *v_rows, int a, int b, int v_dim)
 {
     int d = 0;
     for (; d + ATT_SPAN <= v_dim; d += ATT_SPAN) {
@@ -139,7 +139,7 @@ MQ_INLINE void att_values(att_item *const *it, int n, const float *const *v_rows
 }
 
 /* Key block base .. base + 63 where visible to anybody (positions a .. b - 1 of the block): kt and v_rows. */
-MQ_INLINE void att_load_block(const mq_kv *kv, int head, int64_t base, int a, int b, float *kt, const float **v_rows)
+MQ_TEMPLATE void att_load_block(const mq_kv *kv, int head, int64_t base, int a, int b, float *kt, const float **v_rows)
 {
     const float *k_rows[ATT_K];
     for (int j = 0; j < ATT_K; j++) {

@@ -5,7 +5,7 @@
 #include "kernels/cpu/vec16.h"
 #include "kernels/cpu/vector.h"
 
-MQ_INLINE vf silu_mul(vf g, vf u)
+MQ_TEMPLATE vf silu_mul(vf g, vf u)
 {
     vf e = vf_exp(vf_sub(vf_set1(0.0f), g));
     return vf_mul(vf_div(g, vf_add(vf_set1(1.0f), e)), u);
@@ -25,7 +25,7 @@ static inline void swiglu_run(float *h, const float *gate, const float *up, int6
     }
 }
 
-MQ_INLINE double double_tree16(const vd s[VF_HALVES])
+MQ_TEMPLATE double double_tree16(const vd s[VF_HALVES])
 {
     double a[16];
     for (int h = 0; h < VF_HALVES; h++)
@@ -37,7 +37,7 @@ MQ_INLINE double double_tree16(const vd s[VF_HALVES])
 }
 
 /* 16 elements of x from i, zeros or fill past the end. */
-MQ_INLINE void tail16(float t[16], const float *x, int64_t i, int64_t count, float fill)
+MQ_TEMPLATE void tail16(float t[16], const float *x, int64_t i, int64_t count, float fill)
 {
     for (int l = 0; l < 16; l++)
         t[l] = i + l < count ? x[i + l] : fill;

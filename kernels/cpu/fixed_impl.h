@@ -20,13 +20,13 @@ enum {
 
 /* ---- row-major schemes ---- */
 
-MQ_INLINE int64_t fixed_col_bits(mq_scheme s)
+MQ_TEMPLATE int64_t fixed_col_bits(mq_scheme s)
 {
     return s == MQ_SCHEME_F32 ? 32 : s == MQ_SCHEME_FP8_BLOCK ? 8 : s == MQ_SCHEME_MXFP4_ROWS ? 4 : 16;
 }
 
 /* Half h of 16 columns at p. */
-MQ_INLINE vf fixed_weights(mq_scheme s, const uint8_t *p, int h)
+MQ_TEMPLATE vf fixed_weights(mq_scheme s, const uint8_t *p, int h)
 {
     switch (s) {
     case MQ_SCHEME_BF16:
@@ -41,7 +41,7 @@ MQ_INLINE vf fixed_weights(mq_scheme s, const uint8_t *p, int h)
 }
 
 /* acc += 16 columns of R rows times N rows of x. */
-MQ_INLINE void fixed_step(mq_scheme s, int R, int N, vf acc[8][8][VF_HALVES], const uint8_t *const *w, int64_t w_off,
+MQ_TEMPLATE void fixed_step(mq_scheme s, int R, int N, vf acc[8][8][VF_HALVES], const uint8_t *const *w, int64_t w_off,
                           const float *x, int64_t x_stride)
 {
     MQ_UNROLL
@@ -56,7 +56,7 @@ MQ_INLINE void fixed_step(mq_scheme s, int R, int N, vf acc[8][8][VF_HALVES], co
     }
 }
 
-MQ_INLINE void fixed_zero(int R, int N, vf acc[8][8][VF_HALVES])
+MQ_TEMPLATE void fixed_zero(int R, int N, vf acc[8][8][VF_HALVES])
 {
     MQ_UNROLL
     for (int r = 0; r < R; r++) {
@@ -70,7 +70,7 @@ MQ_INLINE void fixed_zero(int R, int N, vf acc[8][8][VF_HALVES])
 }
 
 /* At most 16 sums: R N of them. */
-MQ_INLINE void fixed_finish(const mq_fixed_job *job, int R, int N, vf acc[8][8][VF_HALVES], int64_t row, int64_t i0)
+MQ_TEMPLATE void fixed_finish(const mq_fixed_job *job, int R, int N, vf acc[8][8][VF_HALVES], int64_t row, int64_t i0)
 {
     __attribute__((aligned(64))) float lanes[16][16], sums[16];
     MQ_UNROLL
@@ -91,7 +91,7 @@ MQ_INLINE void fixed_finish(const mq_fixed_job *job, int R, int N, vf acc[8][8][
 }
 
 /* The same rows with the columns of a partial step at the edge copied out and padded with zeros; a code of 0 is 0 in every scheme. */
-MQ_INLINE void fixed_edge(mq_scheme s, int R, uint8_t edge[8][64], const uint8_t **edges, const uint8_t *const *w,
+MQ_TEMPLATE void fixed_edge(mq_scheme s, int R, uint8_t edge[8][64], const uint8_t **edges, const uint8_t *const *w,
                           int64_t from_col, int64_t n_cols, int64_t at_col)
 {
     int64_t bytes = fixed_col_bits(s) / 8;
@@ -102,7 +102,7 @@ MQ_INLINE void fixed_edge(mq_scheme s, int R, uint8_t edge[8][64], const uint8_t
     }
 }
 
-MQ_INLINE void fixed_plain(const mq_fixed_job *job, mq_scheme s, int R, int N, int64_t row, int64_t i0)
+MQ_TEMPLATE void fixed_plain(const mq_fixed_job *job, mq_scheme s, int R, int N, int64_t row, int64_t i0)
 {
     const mq_matrix *m = job->w;
     int64_t bytes = fixed_col_bits(s) / 8, whole = m->cols / 16 * 16;
@@ -123,7 +123,7 @@ MQ_INLINE void fixed_plain(const mq_fixed_job *job, mq_scheme s, int R, int N, i
 }
 
 /* A NaN weight makes its whole row NaN, so the decoder need not know of NaN. */
-MQ_INLINE int fixed_has_nan(const uint8_t *codes, int64_t n)
+MQ_TEMPLATE int fixed_has_nan(const uint8_t *codes, int64_t n)
 {
     uint8_t bad = 0;
     for (int64_t c = 0; c < n; c++)
@@ -132,7 +132,7 @@ MQ_INLINE int fixed_has_nan(const uint8_t *codes, int64_t n)
 }
 
 /* FP8: positions count from the start of the first column's 16-column step; blocks of 128 end where the source's do. */
-MQ_INLINE void fixed_fp8(const mq_fixed_job *job, int R, int N, int64_t row, int64_t i0)
+MQ_TEMPLATE void fixed_fp8(const mq_fixed_job *job, int R, int N, int64_t row, int64_t i0)
 {
     const mq_matrix *m = job->w;
     const mq_scheme s = MQ_SCHEME_FP8_BLOCK;
@@ -181,7 +181,7 @@ MQ_INLINE void fixed_fp8(const mq_fixed_job *job, int R, int N, int64_t row, int
                 job->y[(i0 + i) * m->rows + row + r] = NAN;
 }
 
-MQ_INLINE void fixed_mx_rows(const mq_fixed_job *job, int R, int N, int64_t row, int64_t i0)
+MQ_TEMPLATE void fixed_mx_rows(const mq_fixed_job *job, int R, int N, int64_t row, int64_t i0)
 {
     const mq_matrix *m = job->w;
     const float *x = job->x + i0 * job->x_stride;
@@ -209,7 +209,7 @@ MQ_INLINE void fixed_mx_rows(const mq_fixed_job *job, int R, int N, int64_t row,
     fixed_finish(job, R, N, acc, row, i0);
 }
 
-MQ_INLINE void fixed_block(const mq_fixed_job *job, mq_scheme s, int R, int N, int64_t row, int64_t i0)
+MQ_TEMPLATE void fixed_block(const mq_fixed_job *job, mq_scheme s, int R, int N, int64_t row, int64_t i0)
 {
     if (s == MQ_SCHEME_FP8_BLOCK)
         fixed_fp8(job, R, N, row, i0);
@@ -220,7 +220,7 @@ MQ_INLINE void fixed_block(const mq_fixed_job *job, mq_scheme s, int R, int N, i
 }
 
 /* R rows at a time, the rest one by one. */
-MQ_INLINE void fixed_rows_of(const mq_fixed_job *job, mq_scheme s, int R, int N, int64_t row0, int64_t row1, int64_t i0)
+MQ_TEMPLATE void fixed_rows_of(const mq_fixed_job *job, mq_scheme s, int R, int N, int64_t row0, int64_t row1, int64_t i0)
 {
     int64_t row = row0;
     for (; row + R <= row1; row += R)
@@ -231,7 +231,7 @@ MQ_INLINE void fixed_rows_of(const mq_fixed_job *job, mq_scheme s, int R, int N,
 
 /* Rows per step: enough sums in flight to hide the multiply-add's latency, few enough to stay in registers.  FP8 keeps
  * two sums per pair. */
-MQ_INLINE void fixed_row_major(const mq_fixed_job *job, mq_scheme s, int64_t row0, int64_t row1)
+MQ_TEMPLATE void fixed_row_major(const mq_fixed_job *job, mq_scheme s, int64_t row0, int64_t row1)
 {
     const int two = s == MQ_SCHEME_FP8_BLOCK ? 2 : 1;
     for (int64_t i0 = 0; i0 < job->n_pad;) {
@@ -255,7 +255,7 @@ MQ_INLINE void fixed_row_major(const mq_fixed_job *job, mq_scheme s, int64_t row
 /* ---- packed schemes ---- */
 
 /* F32 scales of the blocks of a chunk, [block][g][group in block][side]; MXFP4's are halved. */
-MQ_INLINE void fixed_scales(float (*out)[32], const uint8_t *blocks, int n_blocks, int group)
+MQ_TEMPLATE void fixed_scales(float (*out)[32], const uint8_t *blocks, int n_blocks, int group)
 {
     int code_bytes = mq_block_cols(group) / 64 * MQ_UNIT_CODE_BYTES, block_bytes = mq_block_bytes(group);
     for (int b = 0; b < n_blocks; b++) {
@@ -273,7 +273,7 @@ MQ_INLINE void fixed_scales(float (*out)[32], const uint8_t *blocks, int n_block
     }
 }
 
-MQ_INLINE void fixed_codes(vf w[4], vi v, int side, int group)
+MQ_TEMPLATE void fixed_codes(vf w[4], vi v, int side, int group)
 {
     if (group == MQ_GROUP_MXFP4)
         vi_e2m1(w, v, side);
@@ -282,7 +282,7 @@ MQ_INLINE void fixed_codes(vf w[4], vi v, int side, int group)
 }
 
 /* Lines of the chunk after this one; a prefetch past the end of a matrix is harmless. */
-MQ_INLINE void fixed_prefetch(const uint8_t *p, int64_t n_bytes)
+MQ_TEMPLATE void fixed_prefetch(const uint8_t *p, int64_t n_bytes)
 {
     for (int64_t i = 0; i < n_bytes; i += 64)
         __builtin_prefetch(p + i);
@@ -290,7 +290,7 @@ MQ_INLINE void fixed_prefetch(const uint8_t *p, int64_t n_bytes)
 
 /* One activation row where 16 lanes are one register: all 16 rows of the tile at once, so that x is loaded once and the
  * weights are read straight through.  acc[g][side]. */
-MQ_INLINE void fixed_units_of_one(int group, vf acc[8][2], const uint8_t *codes, const float *scales, const float *x)
+MQ_TEMPLATE void fixed_units_of_one(int group, vf acc[8][2], const uint8_t *codes, const float *scales, const float *x)
 {
     const int two_groups = group == 32 || group == MQ_GROUP_MXFP4, units = group == 128 ? 2 : 1;
     vf xv[8];
@@ -317,7 +317,7 @@ MQ_INLINE void fixed_units_of_one(int group, vf acc[8][2], const uint8_t *codes,
 }
 
 /* As fixed_tile for one row of x. */
-MQ_INLINE void fixed_tile_of_one(const mq_fixed_job *job, int group, int64_t tile, int64_t i0)
+MQ_TEMPLATE void fixed_tile_of_one(const mq_fixed_job *job, int group, int64_t tile, int64_t i0)
 {
     const mq_matrix *m = job->w;
     const uint8_t *block = (const uint8_t *)m->data + tile * mq_tile_bytes(m->cols, group);
@@ -346,7 +346,7 @@ MQ_INLINE void fixed_tile_of_one(const mq_fixed_job *job, int group, int64_t til
 }
 
 /* One half (VF_LANES lanes) of sides side0 .. side0 + FIXED_SIDES - 1 of row pair g over a chunk: acc[side][i][lane]. */
-MQ_INLINE void fixed_pair(int group, int N, float acc[2][8][16], const uint8_t *blocks, int n_blocks,
+MQ_TEMPLATE void fixed_pair(int group, int N, float acc[2][8][16], const uint8_t *blocks, int n_blocks,
                           float (*scales)[32], const float *x, int64_t x_stride, int g, int side0, int h)
 {
     const int two_groups = group == 32 || group == MQ_GROUP_MXFP4, units = group == 128 ? 2 : 1;
@@ -393,7 +393,7 @@ MQ_INLINE void fixed_pair(int group, int N, float acc[2][8][16], const uint8_t *
     }
 }
 
-MQ_INLINE void fixed_tile(const mq_fixed_job *job, int group, int N, int64_t tile, int64_t i0)
+MQ_TEMPLATE void fixed_tile(const mq_fixed_job *job, int group, int N, int64_t tile, int64_t i0)
 {
     const mq_matrix *m = job->w;
     const int cols_of = mq_block_cols(group), chunk = group == 128 ? FIXED_CHUNK / 2 : FIXED_CHUNK;
@@ -424,7 +424,7 @@ MQ_INLINE void fixed_tile(const mq_fixed_job *job, int group, int N, int64_t til
     }
 }
 
-MQ_INLINE void fixed_units(const mq_fixed_job *job, int group, int64_t row0, int64_t row1)
+MQ_TEMPLATE void fixed_units(const mq_fixed_job *job, int group, int64_t row0, int64_t row1)
 {
     for (int64_t tile = row0 / 16; tile < row1 / 16; tile++)
         for (int64_t i0 = 0; i0 < job->n_pad;) {

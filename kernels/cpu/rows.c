@@ -51,7 +51,7 @@ mq_status mq_cpu_scatter_add(mq_dev *dev, float *y, const float *x, const int32_
 mq_status mq_cpu_add(mq_dev *dev, float *y, const float *x, int64_t count, mq_err *err)
 {
     (void)err;
-#pragma omp parallel for simd schedule(static) num_threads(copy_threads(dev, count, 1))
+#pragma omp parallel for schedule(static) num_threads(copy_threads(dev, count, 1))
     for (int64_t i = 0; i < count; i++)
         y[i] += x[i];
     return MQ_OK;

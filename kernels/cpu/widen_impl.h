@@ -7,7 +7,7 @@
 #include "src/units.h"
 
 /* n columns at p times scale; FP8 comes as value * 2^-8, so its scale is * 2^8. */
-MQ_INLINE void widen_run(mq_scheme s, float *out, const uint8_t *p, int64_t n, float scale)
+MQ_TEMPLATE void widen_run(mq_scheme s, float *out, const uint8_t *p, int64_t n, float scale)
 {
     const int64_t bytes = fixed_col_bits(s) / 8;
     const vf sv = vf_set1(scale);
@@ -26,13 +26,13 @@ MQ_INLINE void widen_run(mq_scheme s, float *out, const uint8_t *p, int64_t n, f
     }
 }
 
-MQ_INLINE void widen_plain(const mq_matrix *m, mq_scheme s, int64_t row0, int64_t n_rows, float *out)
+MQ_TEMPLATE void widen_plain(const mq_matrix *m, mq_scheme s, int64_t row0, int64_t n_rows, float *out)
 {
     int64_t row_bytes = m->cols * fixed_col_bits(s) / 8;
     widen_run(s, out, (const uint8_t *)m->data + row0 * row_bytes, n_rows * m->cols, 1.0f);
 }
 
-MQ_INLINE void widen_fp8(const mq_matrix *m, int64_t row0, int64_t n_rows, float *out)
+MQ_TEMPLATE void widen_fp8(const mq_matrix *m, int64_t row0, int64_t n_rows, float *out)
 {
     int64_t scale_cols = mq_fp8_scale_cols(m);
     for (int64_t row = row0; row < row0 + n_rows; row++, out += m->cols) {
@@ -52,7 +52,7 @@ MQ_INLINE void widen_fp8(const mq_matrix *m, int64_t row0, int64_t n_rows, float
     }
 }
 
-MQ_INLINE void widen_mx_rows(const mq_matrix *m, int64_t row0, int64_t n_rows, float *out)
+MQ_TEMPLATE void widen_mx_rows(const mq_matrix *m, int64_t row0, int64_t n_rows, float *out)
 {
     int64_t groups = n_rows * (m->cols / MQ_MX_GROUP), first = row0 * (m->cols / MQ_MX_GROUP);
     for (int64_t g = 0; g < groups; g++, out += 32) {
@@ -74,7 +74,7 @@ MQ_INLINE void widen_mx_rows(const mq_matrix *m, int64_t row0, int64_t n_rows, f
 
 /* One row's 64 columns of a unit: word d of its 16 holds columns 32 (j / 2) + 8 t + 4 (j % 2) in byte order 0, 2, 1, 3 (d = 4 t + j,
  * src/units.h). */
-MQ_INLINE void widen_unit_row(float *out, const uint8_t *run, int side, int group, float scale0, float scale1)
+MQ_TEMPLATE void widen_unit_row(float *out, const uint8_t *run, int side, int group, float scale0, float scale1)
 {
     __attribute__((aligned(64))) float v[4][16];
     for (int h = 0; h < VF_HALVES; h++) {
@@ -94,7 +94,7 @@ MQ_INLINE void widen_unit_row(float *out, const uint8_t *run, int side, int grou
     }
 }
 
-MQ_INLINE void widen_units(const mq_matrix *m, int group, int64_t row0, int64_t n_rows, float *out)
+MQ_TEMPLATE void widen_units(const mq_matrix *m, int group, int64_t row0, int64_t n_rows, float *out)
 {
     const int cols_of = mq_block_cols(group), bytes = mq_block_bytes(group);
     const int two_groups = group == 32 || group == MQ_GROUP_MXFP4;
