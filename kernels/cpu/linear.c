@@ -28,7 +28,7 @@ mq_status mq_cpu_linear(mq_dev *dev, float *y, const float *x, const mq_matrix *
         MQ_TRY(mq_cpu_workspace(dev, MQ_WS_WEIGHTS, threads * w_block * w->cols * (int64_t)sizeof *x, &room, err));
 #pragma omp parallel num_threads(threads)
     {
-        float *scratch = (float *)room + (plain ? 0 : omp_get_thread_num() * w_block * w->cols);
+        float *scratch = plain ? NULL : (float *)room + omp_get_thread_num() * w_block * w->cols;
         int64_t held = -1;
 #pragma omp for schedule(static)
         for (int64_t job = 0; job < n_w * n_x; job++) {
