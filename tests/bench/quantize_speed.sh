@@ -7,11 +7,11 @@ bin=$1 gigabytes=$2 dtype=${3:-bf16}
 work=$(mktemp -d "${MQ_BENCH_DIR:-/tmp}/mq-speed.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 maker=$(find "$bin" -name make-checkpoint -type f | head -1)
-# Experts of 2048 x 1024 (three matrices each), 32 a layer: 0.4 GB a layer in BF16.
-per_layer=$((32 * 3 * 2048 * 1024 * $([ "$dtype" = bf16 ] && echo 2 || echo 1)))
+# Experts of 2048 x 1024 (three matrices each), 46 a layer: 0.58 GB a layer in BF16.
+per_layer=$((46 * 3 * 2048 * 1024 * $([ "$dtype" = bf16 ] && echo 2 || echo 1)))
 layers=$((gigabytes * 1000000000 / per_layer + 2))
-"$maker" --hidden 2048 --moe-intermediate 1024 --experts 32 --layers "$layers" --dtype "$dtype" --vocab 8192 \
-    --files 4 "$work/checkpoint" >/dev/null
+"$maker" --preset mini --hidden 2048 --moe-intermediate 1024 --experts 46 --layers "$layers" --files 4 \
+    --experts-dtype "$dtype" "$work/checkpoint" >/dev/null
 bytes=$(du -sbL "$work/checkpoint" | cut -f1)
 echo "checkpoint: $bytes bytes, $dtype, $layers layers; $(nproc) processors, $(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2)"
 plain_write=$( (dd if=/dev/zero of="$work/plain" bs=4M count=512 conv=fsync 2>&1 | tail -1 | sed 's/.*, //') )
