@@ -422,10 +422,10 @@ START_TEST(mxfp4_codes_and_scales_only_move)
         for (int c = 0; c < COLS; c++) {
             const uint8_t *unit =
                 units + i / 16 * mq_tile_bytes(COLS, MQ_GROUP_MXFP4) + c / 64 * 544;
-            ck_assert_uint_eq(unit[mq_unit_byte(i % 16, c % 64)] >> mq_unit_shift(i % 16) & 15u,
-                              q[i][c / 2] >> (c % 2 * 4) & 15u);
+            ck_assert_uint_eq((unsigned)unit[mq_unit_byte(i % 16, c % 64)] >> mq_unit_shift(i % 16) & 15u,
+                              (unsigned)q[i][c / 2] >> (c % 2 * 4) & 15u);
             float want =
-                mq_e2m1_to_f32(q[i][c / 2] >> (c % 2 * 4) & 15u) * mq_e8m0_to_f32(s[i][c / 32]);
+                mq_e2m1_to_f32((unsigned)q[i][c / 2] >> (c % 2 * 4) & 15u) * mq_e8m0_to_f32(s[i][c / 32]);
             ck_assert(mq_units_at(units, COLS, MQ_GROUP_MXFP4, i, c) == want);
         }
 }
