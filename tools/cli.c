@@ -139,6 +139,17 @@ void mq_cli_warn(const mq_cli *c, const char *fmt, ...)
     va_end(args);
 }
 
+void mq_cli_warn_lines(const mq_cli *c, const mq_buf *lines)
+{
+    const char *at = lines->n_bytes ? lines->data : "";
+    while (*at) {
+        int n = (int)strcspn(at, "\n");
+        if (n)
+            mq_cli_warn(c, "%.*s", n, at);
+        at += n + (at[n] == '\n');
+    }
+}
+
 void mq_cli_note(const mq_cli *c, const char *fmt, ...)
 {
     if (c->quiet)

@@ -81,6 +81,9 @@ void mq_cli_warn(const mq_cli *c, const char *fmt, ...) __attribute__((format(pr
 void mq_cli_note(const mq_cli *c, const char *fmt, ...)
     __attribute__((format(printf, 2, 3))); /* silent with --quiet */
 
+/* One warning for each line of a buffer: what a reader of files had to say. */
+void mq_cli_warn_lines(const mq_cli *c, const mq_buf *lines);
+
 /* Progress: one rewriting line on a terminal, a line every 10 s elsewhere, nothing with --quiet.
  * Thread safe. */
 typedef struct mq_progress mq_progress;

@@ -1,6 +1,7 @@
 /* See compare.h.  A job is one shard file: its records are loaded (digest checked) and held against
- * the same slices of the checkpoint.  Every (file, record) has its own place for results, summed in
- * plan order afterwards, so the numbers do not depend on the order in which threads finish. */
+ * the same slices of the checkpoint, large plain ones in blocks of rows.  Every (file, record) has
+ * its own place for results, summed in plan order afterwards, so the numbers do not depend on the
+ * order in which threads finish. */
 #include "tools/compare.h"
 
 #include <math.h>
@@ -11,6 +12,8 @@
 #include "calib/round.h"
 #include "src/pool.h"
 #include "src/units.h"
+
+enum { BLOCK_BYTES = 1 << 20 }; /* of the source, at a time, where rows stand alone */
 
 /* What one record gave; gate_up records have two parts. */
 typedef struct record_result {
@@ -31,6 +34,8 @@ typedef struct compare_job {
 
 double mq_matrix_relative_error(const mq_matrix_error *e)
 {
+    if (!isfinite(e->err2) || !isfinite(e->norm2))
+        return INFINITY; /* the source holds a weight that is no number */
     return e->norm2 > 0 ? sqrt(e->err2 / e->norm2) : e->err2 > 0 ? 1.0 : 0.0;
 }
 
@@ -96,16 +101,36 @@ static bool same_bytes(const slice *s, const mq_matrix *packed)
            (s->scale_bytes == 0 || memcmp(s->scale, packed->scale, (size_t)s->scale_bytes) == 0);
 }
 
+/* Rows of a record that are read from the source at a time: FP8, whose scales span rows, whole. */
+static int64_t block_rows(const mq_record_spec *spec, mq_scheme scheme)
+{
+    if (scheme != MQ_SCHEME_BF16 && scheme != MQ_SCHEME_F16 && scheme != MQ_SCHEME_F32)
+        return spec->rows;
+    int64_t fit = BLOCK_BYTES / (mq_record_plain_bytes(spec, scheme, 0) / spec->rows);
+    return fit < 1 ? 1 : fit < spec->rows ? fit : spec->rows;
+}
+
 static mq_status compare_untouched(record_result *r, const compare_job *job,
                                    const mq_record_spec *spec, const mq_matrix *packed, mq_err *err)
 {
-    slice s;
-    mq_status st = slice_read(&s, job->source, spec->key, spec->full_rows, spec->full_cols,
-                              spec->row0, spec->rows, spec->col0, spec->cols, err);
-    if (st == MQ_OK)
-        r->different = !same_bytes(&s, packed);
-    slice_release(&s);
-    return st;
+    int64_t step = block_rows(spec, packed->scheme);
+    for (int64_t row = 0; row < spec->rows; row += step) {
+        int64_t n = spec->rows - row < step ? spec->rows - row : step;
+        mq_matrix block = *packed;
+        if (step < spec->rows) {
+            block.rows = n;
+            block.data = (const uint8_t *)packed->data +
+                         mq_record_plain_bytes(spec, packed->scheme, 0) / spec->rows * row;
+        }
+        slice s;
+        mq_status st = slice_read(&s, job->source, spec->key, spec->full_rows, spec->full_cols,
+                                  spec->row0 + row, n, spec->col0, spec->cols, err);
+        if (st == MQ_OK)
+            r->different = r->different || !same_bytes(&s, &block);
+        slice_release(&s);
+        MQ_TRY(st);
+    }
+    return MQ_OK;
 }
 
 /* Add n weights a of the source against b of the packed model.  Eight sums over every eighth
@@ -277,6 +302,52 @@ static mq_status gather(mq_comparison *out, const compare_job *job, mq_err *err)
     return MQ_OK;
 }
 
+/* Bytes of memory that comparing one record takes: the record (twice when it is compressed) and what
+ * is read of the source. */
+static int64_t record_need(const compare_job *job, const mq_record_spec *spec)
+{
+    const mq_manifest *m = &job->packed->manifest;
+    int copies = strcmp(m->recipe.compress, "none") == 0 ? 1 : 2;
+    if (spec->is_expert) /* at most a byte a weight packed, four in the source */
+        return spec->rows * spec->cols * (copies + 4) +
+               2 * MQ_UNIT_ROWS * spec->cols * (int64_t)sizeof(float);
+    mq_source_tensor t;
+    mq_err ignored; /* what is wrong with the source is told when the tensor is compared */
+    mq_scheme scheme = MQ_SCHEME_F32;
+    if (mq_source_has(job->source, spec->key) &&
+        mq_source_find(&t, job->source, spec->key, &ignored) == MQ_OK)
+        scheme = t.scheme;
+    int64_t plain = mq_record_plain_bytes(spec, scheme, 0);
+    return copies * plain + plain / spec->rows * block_rows(spec, scheme);
+}
+
+/* As many threads as the budget feeds with the largest record. */
+static mq_status choose_threads(int *n_threads, const compare_job *job, int64_t budget_bytes,
+                                mq_err *err)
+{
+    int64_t most = 1;
+    const mq_record_spec *largest = NULL;
+    for (int64_t f = 0; f < job->packed->plan->n_files; f++)
+        for (int64_t i = 0; i < job->packed->plan->files[f].n_records; i++) {
+            const mq_record_spec *spec = &job->packed->plan->files[f].records[i];
+            int64_t need = record_need(job, spec);
+            if (need > most) {
+                most = need;
+                largest = spec;
+            }
+        }
+    if (largest && most > budget_bytes) {
+        char name[MQ_KEY_NAME];
+        mq_key_name(name, sizeof name, largest->key);
+        return mq_fail(err, MQ_E_NOMEM,
+                       "a budget of %lld bytes, but %lld are needed to compare tensor '%s'",
+                       (long long)budget_bytes, (long long)most, name);
+    }
+    int64_t fit = budget_bytes / most;
+    *n_threads = fit < *n_threads ? (int)fit : *n_threads;
+    return MQ_OK;
+}
+
 /* Both sides must be the same architecture before tensors are compared. */
 static mq_status check_same_model(const mq_model *a, const mq_model *b, mq_err *err)
 {
@@ -302,8 +373,9 @@ static mq_status check_same_model(const mq_model *a, const mq_model *b, mq_err *
 }
 
 mq_status mq_compare_weights(mq_comparison *out, const mq_source *source, const mq_packed *packed,
-                             int n_threads, void (*progress)(void *ctx, int64_t n_bytes),
-                             void *progress_ctx, bool (*stopped)(void), mq_err *err)
+                             int n_threads, int64_t budget_bytes,
+                             void (*progress)(void *ctx, int64_t n_bytes), void *progress_ctx,
+                             bool (*stopped)(void), mq_err *err)
 {
     memset(out, 0, sizeof *out);
     MQ_TRY(check_same_model(&source->model, &packed->model, err));
@@ -313,6 +385,8 @@ mq_status mq_compare_weights(mq_comparison *out, const mq_source *source, const 
     compare_job job = {source,   packed,       calloc((size_t)n_files + 1, sizeof(record_result *)),
                        progress, progress_ctx, stopped};
     mq_status st = job.results ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "out of memory");
+    if (st == MQ_OK)
+        st = choose_threads(&n_threads, &job, budget_bytes, err);
     for (int64_t f = 0; f < n_files && st == MQ_OK; f++) {
         job.results[f] =
             calloc((size_t)packed->plan->files[f].n_records + 1, sizeof(record_result));

@@ -33,21 +33,9 @@ typedef struct conversion {
 
 /* ---- Before the work ---- */
 
-/* What the reader of the checkpoint had to say: parts that are skipped, keys that nobody knows. */
-static void tell_notices(const mq_cli *cli, const mq_buf *lines)
-{
-    const char *at = lines->n_bytes ? lines->data : "";
-    while (*at) {
-        int n = (int)strcspn(at, "\n");
-        if (n)
-            mq_cli_warn(cli, "%.*s", n, at);
-        at += n + (at[n] == '\n');
-    }
-}
-
 static void tell_about_job(const conversion *c)
 {
-    tell_notices(c->cli, &c->job.source->notices);
+    mq_cli_warn_lines(c->cli, &c->job.source->notices);
     if (c->job.n_requantized_layers)
         mq_cli_warn(c->cli, "--experts int4 quantizes %lld MXFP4 layers again, which loses precision; the default keeps them",
                     (long long)c->job.n_requantized_layers);

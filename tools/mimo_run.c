@@ -251,6 +251,7 @@ static void print_end(const run_state *r)
     for (int64_t i = 0; !r->tokenizer && i < g->output.n; i++)
         printf("%s%d", i ? " " : "", g->output.ids[i]);
     putchar('\n');
+    fflush(stdout); /* before the note behind it; a failure is seen by mq_cli_finish */
 }
 
 static int64_t available_bytes(void)
@@ -367,6 +368,7 @@ static mq_status run(run_state *r, mq_err *err)
     if (o->prompt || o->prompt_file || o->tokens_file)
         MQ_TRY(read_prompt(r, err));
     MQ_TRY(open_engine(r, dir, err));
+    mq_cli_warn_lines(r->cli, &mq_engine_model(r->engine)->warnings);
     MQ_TRY(mq_cli_check_stop(err));
     if (o->bench) { /* its table alone, no text */
         mq_tokenizer_close(r->tokenizer);

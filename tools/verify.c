@@ -24,6 +24,9 @@ typedef struct verify_state {
     bool text_out; /* tables on stdout */
     bool missed;   /* a difference or a threshold: exit 1 */
     mq_packed *packed;
+    mq_source *source; /* NULL without --source */
+    mq_tokens ids;     /* of --text */
+    int64_t window, n_windows;
     mq_progress *progress;
     int64_t done;
 } verify_state;
@@ -176,8 +179,6 @@ static void check_weights(verify_state *v, checks *list, const mq_comparison *w)
 
 static mq_status verify_weights(verify_state *v, checks *list, int n_threads, mq_err *err)
 {
-    mq_source *source;
-    MQ_TRY(mq_source_open(&source, v->o->source, err));
     mq_comparison w;
     memset(&w, 0, sizeof w);
     mq_status st = verify_config(v, list, err);
@@ -185,8 +186,8 @@ static mq_status verify_weights(verify_state *v, checks *list, int n_threads, mq
         st = mq_progress_create(&v->progress, v->cli, "comparing weights", packed_bytes(v), "B",
                                 err);
     if (st == MQ_OK)
-        st =
-            mq_compare_weights(&w, source, v->packed, n_threads, add_bytes, v, mq_cli_stopped, err);
+        st = mq_compare_weights(&w, v->source, v->packed, n_threads, v->o->memory_bytes, add_bytes,
+                                v, mq_cli_stopped, err);
     mq_progress_free(v->progress);
     v->progress = NULL;
     if (st == MQ_OK) {
@@ -194,11 +195,10 @@ static mq_status verify_weights(verify_state *v, checks *list, int n_threads, mq
         check_weights(v, list, &w);
     }
     mq_comparison_release(&w);
-    mq_source_close(source);
     return st;
 }
 
-static mq_status read_text(mq_tokens *ids, const verify_state *v, mq_err *err)
+static mq_status read_text(verify_state *v, mq_err *err)
 {
     const char *dir = v->o->source ? v->o->source : v->packed->dir;
     char *path = mq_path_join(dir, "tokenizer.json");
@@ -210,7 +210,7 @@ static mq_status read_text(mq_tokens *ids, const verify_state *v, mq_err *err)
         st = mq_file_load(&text, v->o->text, MAX_TEXT_BYTES, err);
     if (st == MQ_OK)
         st = mq_wrap(err,
-                     mq_tokenizer_encode(tokenizer, ids, text.data ? text.data : "", text.n_bytes,
+                     mq_tokenizer_encode(tokenizer, &v->ids, text.data ? text.data : "", text.n_bytes,
                                          true, err),
                      "%s", v->o->text);
     mq_buf_release(&text);
@@ -220,16 +220,15 @@ static mq_status read_text(mq_tokens *ids, const verify_state *v, mq_err *err)
 }
 
 /* The windows asked for, or by default as many as the text and the model's limit allow. */
-static mq_status choose_windows(const verify_state *v, int64_t n_ids, int64_t *window,
-                                int64_t *n_windows, mq_err *err)
+static mq_status choose_windows(verify_state *v, mq_err *err)
 {
     const mq_verify_options *o = v->o;
-    int64_t limit = v->packed->model.max_positions;
-    *window = o->window ? o->window : limit < DEFAULT_WINDOW ? limit : DEFAULT_WINDOW;
-    if (*window > limit)
+    int64_t limit = v->packed->model.max_positions, n_ids = v->ids.n;
+    v->window = o->window ? o->window : limit < DEFAULT_WINDOW ? limit : DEFAULT_WINDOW;
+    if (v->window > limit)
         return mq_fail(err, MQ_E_ARG, "--window %lld: the model's limit is %lld positions",
-                       (long long)*window, (long long)limit);
-    int64_t fit = n_ids > 0 ? (n_ids - 1) / *window : 0;
+                       (long long)v->window, (long long)limit);
+    int64_t fit = n_ids > 0 ? (n_ids - 1) / v->window : 0;
     int64_t wanted = o->n_windows            ? o->n_windows
                      : fit < 1               ? 1
                      : fit < DEFAULT_WINDOWS ? fit
@@ -237,22 +236,37 @@ static mq_status choose_windows(const verify_state *v, int64_t n_ids, int64_t *w
     if (wanted > fit)
         return mq_fail(
             err, MQ_E_ARG, "%s has %lld tokens, enough for %lld windows of %lld, expected %lld",
-            o->text, (long long)n_ids, (long long)fit, (long long)*window, (long long)wanted);
-    *n_windows = wanted;
+            o->text, (long long)n_ids, (long long)fit, (long long)v->window, (long long)wanted);
+    v->n_windows = wanted;
     return MQ_OK;
 }
 
-static mq_status run_quality(verify_state *v, mq_quality *q, const mq_tokens *ids, int n_threads,
-                             mq_err *err)
+/* The source and the text, before hours go into hashes: a wrong path or window is told at once. */
+static mq_status open_inputs(verify_state *v, mq_err *err)
+{
+    if (v->o->source) {
+        MQ_TRY(mq_source_open(&v->source, v->o->source, err));
+        mq_cli_warn_lines(v->cli, &v->source->notices);
+    } else {
+        mq_cli_warn_lines(v->cli, &v->packed->model.warnings);
+    }
+    if (!v->o->text)
+        return MQ_OK;
+    MQ_TRY(read_text(v, err));
+    return choose_windows(v, err);
+}
+
+static mq_status run_quality(verify_state *v, mq_quality *q, int n_threads, mq_err *err)
 {
     const char *name;
     MQ_TRY(mq_cli_device(&name, v->o->device, err));
     const mq_kernels *k = mq_kernels_find(name);
-    mq_quality_options options = {.memory_bytes = v->o->memory_bytes,
+    mq_quality_options options = {.window = v->window,
+                                  .n_windows = v->n_windows,
+                                  .memory_bytes = v->o->memory_bytes,
                                   .progress = set_units,
                                   .progress_ctx = v,
                                   .stopped = mq_cli_stopped};
-    MQ_TRY(choose_windows(v, ids->n, &options.window, &options.n_windows, err));
     const mq_store_options store = {.n_ranks = 1, .n_threads = n_threads, .check = true};
     mq_store *a = NULL, *b = NULL;
     mq_dev *dev = NULL;
@@ -265,7 +279,7 @@ static mq_status run_quality(verify_state *v, mq_quality *q, const mq_tokens *id
     if (st == MQ_OK)
         st = mq_progress_create(&v->progress, v->cli, "running the model", 1000, "", err);
     if (st == MQ_OK)
-        st = mq_quality_run(q, k, dev, a, b, ids->ids, ids->n, &options, err);
+        st = mq_quality_run(q, k, dev, a, b, v->ids.ids, v->ids.n, &options, err);
     mq_progress_free(v->progress);
     v->progress = NULL;
     mq_store_close(a);
@@ -278,12 +292,9 @@ static mq_status run_quality(verify_state *v, mq_quality *q, const mq_tokens *id
 static mq_status verify_quality(verify_state *v, checks *list, int n_threads, mq_err *err)
 {
     const mq_verify_options *o = v->o;
-    mq_tokens ids = {NULL, 0, 0};
     mq_quality q;
     memset(&q, 0, sizeof q);
-    mq_status st = read_text(&ids, v, err);
-    if (st == MQ_OK)
-        st = run_quality(v, &q, &ids, n_threads, err);
+    mq_status st = run_quality(v, &q, n_threads, err);
     if (st == MQ_OK) {
         mq_report_quality(v->cli, &q, o->source != NULL, v->text_out);
         double increase = 100 * (q.ppl_b / q.ppl_a - 1);
@@ -295,7 +306,6 @@ static mq_status verify_quality(verify_state *v, checks *list, int n_threads, mq
                   ">=", o->min_top1, q.top1_agreement);
     }
     mq_quality_release(&q);
-    mq_tokens_release(&ids);
     return st;
 }
 
@@ -307,6 +317,7 @@ static mq_status run_checks(verify_state *v, checks *list, mq_err *err)
     mq_report_model(v->cli, v->packed, v->text_out);
     if (o->list)
         MQ_TRY(mq_report_list(v->cli, v->packed, v->text_out, err));
+    MQ_TRY(open_inputs(v, err));
     MQ_TRY(verify_integrity(v, list, n_threads, err));
     if (o->source)
         MQ_TRY(verify_weights(v, list, n_threads, err));
@@ -341,6 +352,8 @@ mq_status mq_verify(bool *missed, const mq_verify_options *o, mq_cli *cli, mq_er
     report_checks(&v, &list);
     if (st == MQ_OK && v.text_out)
         printf("%s\n", v.missed ? "RESULT: FAILED" : "RESULT: passed");
+    mq_tokens_release(&v.ids);
+    mq_source_close(v.source);
     mq_packed_close(v.packed);
     *missed = v.missed;
     return st;

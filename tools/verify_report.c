@@ -122,7 +122,8 @@ static void report_projection(mq_cli *c, const projection *p, bool text)
     char name[MQ_KEY_NAME] = "";
     if (p->worst_matrix)
         mq_key_name(name, sizeof name, p->worst_matrix->key);
-    double rel = p->norm2 > 0 ? sqrt(p->err2 / p->norm2) : 0.0;
+    double rel =
+        mq_matrix_relative_error(&(mq_matrix_error){.err2 = p->err2, .norm2 = p->norm2});
     mq_json_write_object(&c->json, p->name);
     mq_json_write_int(&c->json, "matrices", p->n);
     mq_json_write_int(&c->json, "exact", p->n_exact);
@@ -196,6 +197,12 @@ static void report_windows(mq_cli *c, const mq_quality *q, bool has_source, bool
     mq_json_write_end_array(&c->json);
 }
 
+/* A divergence is never below zero, but its rounded sum can be: no "-0.00000" for people. */
+static double shown(double kl)
+{
+    return kl < 0 ? 0.0 : kl;
+}
+
 void mq_report_quality(mq_cli *c, const mq_quality *q, bool has_source, bool text)
 {
     mq_json_writer *w = &c->json;
@@ -227,7 +234,8 @@ void mq_report_quality(mq_cli *c, const mq_quality *q, bool has_source, bool tex
                    increase);
             printf("  KL divergence    mean %.5f, median %.5f, p90 %.5f, p99 %.5f, p99.9 %.5f, max "
                    "%.4f nats\n",
-                   q->kl_mean, q->kl_median, q->kl_p90, q->kl_p99, q->kl_p999, q->kl_max);
+                   shown(q->kl_mean), shown(q->kl_median), shown(q->kl_p90), shown(q->kl_p99),
+                   shown(q->kl_p999), shown(q->kl_max));
             printf("  top-1 agreement  %.4f\n", q->top1_agreement);
         } else {
             printf("  perplexity       %.4f\n", ppl);

@@ -85,7 +85,7 @@ static mq_status compare(mq_comparison *w, const char *source_dir, const char *p
     mq_packed *packed;
     mq_assert_ok(mq_source_open(&source, source_dir, err), err);
     mq_assert_ok(mq_packed_open(&packed, packed_dir, err), err);
-    mq_status st = mq_compare_weights(w, source, packed, n_threads, NULL, NULL, NULL, err);
+    mq_status st = mq_compare_weights(w, source, packed, n_threads, INT64_MAX, NULL, NULL, NULL, err);
     mq_packed_close(packed);
     mq_source_close(source);
     return st;
@@ -307,8 +307,30 @@ START_TEST(a_stop_is_obeyed)
     mq_err err;
     mq_assert_ok(mq_source_open(&source, mq_test_path("tests/data/nano"), &err), &err);
     mq_assert_ok(mq_packed_open(&packed, nano1, &err), &err);
-    mq_assert_fails(mq_compare_weights(&w, source, packed, 2, NULL, NULL, always, &err),
+    mq_assert_fails(mq_compare_weights(&w, source, packed, 2, INT64_MAX, NULL, NULL, always, &err),
                     MQ_E_STOPPED, &err, "stopped");
+    mq_packed_close(packed);
+    mq_source_close(source);
+}
+END_TEST
+
+START_TEST(a_budget_bounds_the_threads_or_is_refused_with_what_is_needed)
+{
+    mq_source *source;
+    mq_packed *packed;
+    mq_comparison w;
+    mq_err err;
+    mq_assert_ok(mq_source_open(&source, mq_test_path("tests/data/nano"), &err), &err);
+    mq_assert_ok(mq_packed_open(&packed, nano1, &err), &err);
+    /* The largest record: embedding or head, [4096, 128] BF16, and as much of the source, which is one block. */
+    int64_t need = 2 * 4096 * 128 * 2;
+    mq_assert_ok(mq_compare_weights(&w, source, packed, 8, need, NULL, NULL, NULL, &err), &err);
+    ck_assert_int_eq(w.n_different, 0);
+    mq_comparison_release(&w);
+    mq_assert_fails(mq_compare_weights(&w, source, packed, 8, need - 1, NULL, NULL, NULL, &err),
+                    MQ_E_NOMEM, &err,
+                    "a budget of 2097151 bytes, but 2097152 are needed to compare tensor 'model.embed_tokens.weight'");
+    ck_assert_ptr_null(w.matrices);
     mq_packed_close(packed);
     mq_source_close(source);
 }
@@ -317,10 +339,11 @@ END_TEST
 START_TEST(relative_errors_of_nothing)
 {
     mq_matrix_error zero = {.err2 = 0, .norm2 = 0}, lost = {.err2 = 2, .norm2 = 0},
-                    half = {.err2 = 1, .norm2 = 4};
+                    half = {.err2 = 1, .norm2 = 4}, nan = {.err2 = NAN, .norm2 = NAN};
     ck_assert_double_eq(mq_matrix_relative_error(&zero), 0.0);
     ck_assert_double_eq(mq_matrix_relative_error(&lost), 1.0);
     ck_assert_double_eq(mq_matrix_relative_error(&half), 0.5);
+    ck_assert(isinf(mq_matrix_relative_error(&nan))); /* no threshold is met */
 }
 END_TEST
 
@@ -341,6 +364,7 @@ int main(void)
     tcase_add_test(t, another_model_is_refused_by_its_first_difference);
     tcase_add_test(t, damage_of_the_packed_model_is_a_hash_failure_with_file_and_tensor);
     tcase_add_test(t, a_stop_is_obeyed);
+    tcase_add_test(t, a_budget_bounds_the_threads_or_is_refused_with_what_is_needed);
     tcase_add_test(t, relative_errors_of_nothing);
     suite_add_tcase(s, t);
     return mq_test_run(s);

@@ -46,6 +46,9 @@ err_has 'tokens/s'
 expect 0 mimo-run --quiet --prompt="$prompt" --max-tokens=24 --threads=3 "$nano"
 out_is "$(cat "$work/text")"
 err_is_empty
+# The note stands on a line of its own behind the text, also where stdout and stderr are one pipe.
+"$bin/mimo-run" --prompt "$prompt" --max-tokens 24 "$nano" 2>&1 | cat >"$work/both"
+grep -q '^mimo-run: .* tokens/s' "$work/both" || fail "the note shares a line with the text"
 printf '%s' "$prompt" >"$work/prompt.txt"
 expect 0 mimo-run --quiet --prompt-file "$work/prompt.txt" --max-tokens 24 "$nano"
 out_is "$(cat "$work/text")"

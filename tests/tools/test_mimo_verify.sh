@@ -47,6 +47,8 @@ out_has 'int4 g64'
 expect 0 mimo-quantize --quiet "$data/nano-mxfp4" "$work/mxfp4"
 expect 0 mimo-verify --quiet --source "$data/nano-mxfp4" --json "$work/mx.json" "$work/mxfp4"
 out_has 'all without loss'
+expect 0 mimo-verify --quiet --source "$data/nano-mxfp4" --text "$text" --window 128 --windows 2 "$work/mxfp4"
+out_has 'mean 0.00000'
 json_is "$work/mx.json" 'r["experts"] == "mxfp4" and r["weights"]["down"]["exact"] == 80'
 
 # ---- 1: sound, but different or missed ----
@@ -62,6 +64,10 @@ chmod -R u+w "$work/edited"
 sed -i 's/"rope_theta": *[0-9.e+]*/"rope_theta": 4000000/' "$work/edited/config.json"
 expect 1 mimo-verify --quiet --source "$work/edited" "$packed"
 out_has 'config.json differs'
+sed 's/^{/{"new_key": 1,/' "$nano/config.json" >"$work/edited/config.json"
+expect 1 mimo-verify --quiet --source "$work/edited" "$packed"
+err_has 'warning: '
+err_has 'new_key'
 cp "$nano/config.json" "$work/edited/config.json"
 flip "$work/edited/model-00001-of-00001.safetensors" $(($(stat -c %s "$nano/model-00001-of-00001.safetensors") - 1))
 expect 1 mimo-verify --quiet --source "$work/edited" "$packed"
@@ -118,6 +124,9 @@ expect 4 mimo-verify --quiet --text "$work/absent.txt" "$packed"
 err_has 'absent.txt'
 expect 4 mimo-verify --quiet --json "$work/absent/x.json" "$packed"
 [ ! -e /dev/full ] || { "$bin/mimo-verify" --quiet "$packed" >/dev/full 2>"$work/err" && fail 'a full stdout passed' || [ $? = 4 ] || fail 'full stdout: not 4'; }
+expect 0 mimo-quantize --method rtn --ranks 1 --quiet "$nano" "$work/one-rank"
+expect 5 mimo-verify --quiet --source "$nano" --memory 1M "$work/one-rank"
+err_has 'are needed to compare tensor'
 expect 5 mimo-verify --quiet --text "$text" --window 512 --windows 2 --memory 1M "$packed"
 err_has 'needed'
 if ! "$bin/mimo-verify" --device cuda "$packed" 2>&1 | grep -q 'not built yet'; then
