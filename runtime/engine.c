@@ -32,22 +32,51 @@ static int64_t at_most(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-static mq_status check_budget(const mq_engine *e, const mq_engine_options *o, mq_err *err)
+static int64_t prefill_rows(const mq_engine_options *o)
 {
-    const mq_model *m = mq_store_model(e->store);
-    int n_ranks = mq_store_n_ranks(e->store);
-    int64_t weights = mq_store_resident_bytes(e->store);
-    int64_t cache = mq_cache_bytes(m, n_ranks, e->context, e->prefill_rows);
-    int64_t work = mq_forward_workspace_bytes(m, n_ranks, e->prefill_rows, e->prefill_rows) +
-                   4 * e->prefill_rows * m->hidden + 2 * 4 * (int64_t)MAX_STEP * m->vocab;
-    if (o->memory_bytes > 0 && weights + cache + work > o->memory_bytes)
+    int64_t rows = o->prefill_rows > 0 ? o->prefill_rows : DEFAULT_PREFILL;
+    return rows < MAX_STEP ? MAX_STEP : rows;
+}
+
+static mq_status plan_bytes(mq_engine_bytes *out, const mq_store *s, const mq_engine_options *o,
+                            mq_err *err)
+{
+    const mq_model *m = mq_store_model(s);
+    int n_ranks = mq_store_n_ranks(s);
+    int64_t rows = prefill_rows(o);
+    if (o->context > m->max_positions)
+        return mq_fail(err, MQ_E_ARG,
+                       "a context of %lld positions, expected at most %d (max_position_embeddings)",
+                       (long long)o->context, m->max_positions);
+    out->context = o->context > 0 ? o->context : at_most(DEFAULT_CONTEXT, m->max_positions);
+    out->weights = mq_store_resident_bytes(s);
+    out->cache = mq_cache_bytes(m, n_ranks, out->context, rows);
+    out->workspace = mq_forward_workspace_bytes(m, n_ranks, rows, rows) + 4 * rows * m->hidden +
+                     2 * 4 * (int64_t)MAX_STEP * m->vocab;
+    return MQ_OK;
+}
+
+mq_status mq_engine_plan(mq_engine_bytes *out, const char *dir, const mq_engine_options *options,
+                         mq_err *err)
+{
+    const mq_store_options so = {.n_ranks = options->n_ranks > 0 ? options->n_ranks : 1,
+                                 .n_threads = 1};
+    mq_store *s;
+    MQ_TRY(mq_store_open(&s, dir, &so, err));
+    mq_status st = plan_bytes(out, s, options, err);
+    mq_store_close(s);
+    return st;
+}
+
+static mq_status check_budget(const mq_engine_bytes *b, int64_t budget, mq_err *err)
+{
+    int64_t need = b->weights + b->cache + b->workspace;
+    if (budget > 0 && need > budget)
         return mq_fail(err, MQ_E_NOMEM,
                        "a budget of %lld bytes, but %lld are needed: %lld for weights, %lld for a "
-                       "context of %lld, %lld "
-                       "for workspace",
-                       (long long)o->memory_bytes, (long long)(weights + cache + work),
-                       (long long)weights, (long long)cache, (long long)e->context,
-                       (long long)work);
+                       "context of %lld, %lld for workspace",
+                       (long long)budget, (long long)need, (long long)b->weights,
+                       (long long)b->cache, (long long)b->context, (long long)b->workspace);
     return MQ_OK;
 }
 
@@ -78,15 +107,11 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
                            .progress_ctx = o->progress_ctx};
     MQ_TRY(mq_store_open(&e->store, dir, &so, err));
     const mq_model *m = mq_store_model(e->store);
-    if (o->context > m->max_positions)
-        return mq_fail(err, MQ_E_ARG,
-                       "a context of %lld positions, expected at most %d (max_position_embeddings)",
-                       (long long)o->context, m->max_positions);
-    e->context = o->context > 0 ? o->context : at_most(DEFAULT_CONTEXT, m->max_positions);
-    e->prefill_rows = o->prefill_rows > 0 ? o->prefill_rows : DEFAULT_PREFILL;
-    if (e->prefill_rows < MAX_STEP)
-        e->prefill_rows = MAX_STEP;
-    MQ_TRY(check_budget(e, o, err));
+    mq_engine_bytes bytes;
+    MQ_TRY(plan_bytes(&bytes, e->store, o, err));
+    MQ_TRY(check_budget(&bytes, o->memory_bytes, err));
+    e->context = bytes.context;
+    e->prefill_rows = prefill_rows(o);
     MQ_TRY(e->kernels->dev_open(&e->dev, 0, o->n_threads, NULL, err));
     MQ_TRY(mq_store_load(e->store, err));
     MQ_TRY(mq_forward_create(&e->forward, e->kernels, e->dev, e->store, e->prefill_rows,

@@ -24,6 +24,17 @@ typedef struct mq_engine_options {
     void *progress_ctx;
 } mq_engine_options;
 
+/* What a run takes, from headers alone. */
+typedef struct mq_engine_bytes {
+    int64_t context;                   /* positions */
+    int64_t weights, cache, workspace; /* bytes */
+} mq_engine_bytes;
+
+/* Bytes that mq_engine_open(dir, options) would take; memory_bytes is not looked at.  Statuses of
+ * mq_engine_open that headers and a context beyond the model's limit give. */
+mq_status mq_engine_plan(mq_engine_bytes *out, const char *dir, const mq_engine_options *options,
+                         mq_err *err);
+
 /* Load dir (packed model or checkpoint) resident on the device of kernels. */
 mq_status mq_engine_open(mq_engine **out, const char *dir, const mq_kernels *kernels,
                          const mq_engine_options *options, mq_err *err);

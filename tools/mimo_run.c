@@ -5,9 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "runtime/cache.h"
 #include "runtime/engine.h"
-#include "runtime/forward.h"
 #include "src/file.h"
 #include "src/tokenizer.h"
 #include "src/unicode.h"
@@ -17,8 +15,7 @@
 enum {
     MAX_PROMPT_BYTES = 64 << 20,
     BENCH_PROMPT = 512,
-    BENCH_TOKENS = 128,
-    DEFAULT_CONTEXT = 8192
+    BENCH_TOKENS = 128
 };
 
 typedef struct run_options {
@@ -68,6 +65,32 @@ static mq_status open_tokenizer(run_state *r, const char *dir, mq_err *err)
     return st;
 }
 
+/* Memory that the kernel says is free for use; 0 where it does not say. */
+static int64_t available_bytes(void)
+{
+    FILE *meminfo = fopen("/proc/meminfo", "r");
+    char line[128];
+    long long kib = 0;
+    while (meminfo && fgets(line, sizeof line, meminfo))
+        if (sscanf(line, "MemAvailable: %lld kB", &kib) == 1)
+            break;
+    if (meminfo)
+        fclose(meminfo);
+    return (int64_t)kib * 1024;
+}
+
+/* The same for a run and for --dry-run.  Without --memory the budget is what is free. */
+static mq_engine_options engine_options(run_state *r)
+{
+    return (mq_engine_options){.n_ranks = (int)r->o->ranks,
+                               .n_threads = (int)r->o->threads,
+                               .context = r->o->context,
+                               .prefill_rows = MQ_GENERATE_PREFILL_ROWS,
+                               .memory_bytes = r->o->memory ? r->o->memory : available_bytes(),
+                               .progress = on_load,
+                               .progress_ctx = r};
+}
+
 static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
 {
     const char *name;
@@ -75,13 +98,7 @@ static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
     int64_t resident, streaming;
     MQ_TRY(mq_store_plan_bytes(&resident, &streaming, dir, err));
     MQ_TRY(mq_progress_create(&r->load_progress, r->cli, "loading", resident, "B", err));
-    mq_engine_options options = {.n_ranks = (int)r->o->ranks,
-                                 .n_threads = (int)r->o->threads,
-                                 .context = r->o->context,
-                                 .prefill_rows = MQ_GENERATE_PREFILL_ROWS,
-                                 .memory_bytes = r->o->memory,
-                                 .progress = on_load,
-                                 .progress_ctx = r};
+    const mq_engine_options options = engine_options(r);
     double start = mq_cli_now();
     mq_status st = mq_engine_open(&r->engine, dir, mq_kernels_find(name), &options, err);
     r->load_s = mq_cli_now() - start;
@@ -254,55 +271,30 @@ static void print_end(const run_state *r)
     fflush(stdout); /* before the note behind it; a failure is seen by mq_cli_finish */
 }
 
-static int64_t available_bytes(void)
-{
-    FILE *meminfo = fopen("/proc/meminfo", "r");
-    char line[128];
-    long long kib = 0;
-    while (meminfo && fgets(line, sizeof line, meminfo))
-        if (sscanf(line, "MemAvailable: %lld kB", &kib) == 1)
-            break;
-    if (meminfo)
-        fclose(meminfo);
-    return (int64_t)kib * 1024;
-}
-
 /* Bytes that a run would take, from headers alone, and whether they fit. */
 static mq_status dry_run(run_state *r, const char *dir, mq_err *err)
 {
-    const run_options *o = r->o;
-    const mq_store_options options = {.n_ranks = o->ranks ? (int)o->ranks : 1, .n_threads = 1};
-    mq_store *store;
-    MQ_TRY(mq_store_open(&store, dir, &options, err));
-    const mq_model *m = mq_store_model(store);
-    int64_t context = o->context                           ? o->context
-                      : m->max_positions < DEFAULT_CONTEXT ? m->max_positions
-                                                           : DEFAULT_CONTEXT;
-    int64_t rows = MQ_GENERATE_PREFILL_ROWS;
-    int64_t weights = mq_store_resident_bytes(store),
-            cache = mq_cache_bytes(m, options.n_ranks, context, rows);
-    int64_t work = mq_forward_workspace_bytes(m, options.n_ranks, rows, rows);
-    mq_store_close(store);
-
-    int64_t room = available_bytes(), need = weights + cache + work;
-    room = o->memory && o->memory < room ? o->memory : room;
-    mq_json_write_int(&r->cli->json, "weight_bytes", weights);
-    mq_json_write_int(&r->cli->json, "context", context);
-    mq_json_write_int(&r->cli->json, "cache_bytes", cache);
-    mq_json_write_int(&r->cli->json, "workspace_bytes", work);
+    const mq_engine_options options = engine_options(r);
+    mq_engine_bytes b;
+    MQ_TRY(mq_engine_plan(&b, dir, &options, err));
+    int64_t room = options.memory_bytes, need = b.weights + b.cache + b.workspace;
+    mq_json_write_int(&r->cli->json, "weight_bytes", b.weights);
+    mq_json_write_int(&r->cli->json, "context", b.context);
+    mq_json_write_int(&r->cli->json, "cache_bytes", b.cache);
+    mq_json_write_int(&r->cli->json, "workspace_bytes", b.workspace);
     mq_json_write_int(&r->cli->json, "available_bytes", room);
-    mq_json_write_bool(&r->cli->json, "fits", need <= room);
+    mq_json_write_bool(&r->cli->json, "fits", room <= 0 || need <= room);
     if (mq_cli_text(r->cli)) {
         char text[5][32];
-        const int64_t values[5] = {weights, cache, work, need, room};
+        const int64_t values[5] = {b.weights, b.cache, b.workspace, need, room};
         for (int i = 0; i < 5; i++)
             mq_cli_bytes_text(text[i], values[i]);
         printf("weights       %s\ncache         %s for a context of %lld\nworkspace     %s\nin all "
                "       %s\n",
-               text[0], text[1], (long long)context, text[2], text[3]);
+               text[0], text[1], (long long)b.context, text[2], text[3]);
         printf("available     %s\n", text[4]);
     }
-    if (need > room)
+    if (room > 0 && need > room)
         return mq_fail(err, MQ_E_NOMEM, "%s needs %lld bytes of memory, %lld are available", dir,
                        (long long)need, (long long)room);
     return MQ_OK;
@@ -411,7 +403,7 @@ int main(int argc, char **argv)
          1024, 0, 0, NULL},
         {"context", MQ_OPT_INT, &o.context, "N", NULL,
          "positions to hold (default: the model's limit, at most 8192)", 1, 1 << 24, 0, 0, NULL},
-        {"memory", MQ_OPT_SIZE, &o.memory, "BYTES", NULL, "refuse to start when more is needed", 1,
+        {"memory", MQ_OPT_SIZE, &o.memory, "BYTES", NULL, "refuse to start when more is needed (default: what is free)", 1,
          0, 0, 0, NULL},
         {"dry-run", MQ_OPT_FLAG, &o.dry_run, "", NULL, "bytes needed, and whether they fit", 0, 0,
          0, 0, NULL},

@@ -102,6 +102,13 @@ expect 0 mimo-run --quiet --bench --max-tokens 8 --context 72 --json "$work/run.
 out_has 'steps of width 1'
 json_is "$work/run.json" 'r["tokens"] == 8 and r["prompt_tokens"] == 64 and "text" not in r'
 expect 0 mimo-run --dry-run --json "$work/run.json" "$packed"
+if [ -n "$python" ]; then # what the dry run says is what a run takes
+    need=$("$python" -c 'import json,sys; r=json.load(open(sys.argv[1])); print(r["weight_bytes"]+r["cache_bytes"]+r["workspace_bytes"])' "$work/run.json")
+    expect 0 mimo-run --quiet --prompt a --max-tokens 1 --memory $need "$packed"
+    expect 5 mimo-run --quiet --prompt a --max-tokens 1 --memory $((need - 1)) "$packed"
+    expect 0 mimo-run --dry-run --memory $need "$packed"
+    expect 5 mimo-run --dry-run --memory $((need - 1)) "$packed"
+fi
 json_is "$work/run.json" 'r["fits"] and r["weight_bytes"] > 1e6 and r["cache_bytes"] > 0'
 
 # ---- 2: usage ----
