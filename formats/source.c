@@ -85,10 +85,15 @@ bool mq_source_has(const mq_source *s, mq_key key)
                                        : draft_has(s, key);
 }
 
+static mq_scheme mask_scheme(const mq_mask_embedding *mask)
+{
+    return mask->dtype == MQ_DT_BF16 ? MQ_SCHEME_BF16 : mask->dtype == MQ_DT_F16 ? MQ_SCHEME_F16 : MQ_SCHEME_F32;
+}
+
 static void find_mask(mq_source_tensor *out, const mq_mask_embedding *mask)
 {
     memset(out, 0, sizeof *out);
-    out->scheme = mask->dtype == MQ_DT_BF16 ? MQ_SCHEME_BF16 : mask->dtype == MQ_DT_F16 ? MQ_SCHEME_F16 : MQ_SCHEME_F32;
+    out->scheme = mask_scheme(mask);
     out->rows = out->chunk_rows = out->part_rows = 1;
     out->cols = mask->n;
     out->resident = mask->bytes;
@@ -254,6 +259,9 @@ static mq_status check_mask(const mq_source *s, const char *path, mq_err *err)
     if (s->mask.mask_token_id != s->draft.mask_token_id)
         return mq_fail(err, MQ_E_SHAPE, "%s: mask_token_id %lld, the drafter's config says %d", path,
                        (long long)s->mask.mask_token_id, s->draft.mask_token_id);
+    int64_t bad = mq_source_find_not_finite(s->mask.bytes, s->mask.n, mask_scheme(&s->mask));
+    if (bad >= 0)
+        return mq_fail(err, MQ_E_NUMERIC, "%s: tensor 'embedding': value %lld is not finite", path, (long long)bad);
     return MQ_OK;
 }
 

@@ -98,7 +98,8 @@ mq_status mq_source_slice(mq_matrix *view, int64_t *data_bytes, int64_t *scale_b
 
 /* Read the slice's bytes: data [data_bytes], scale [scale_bytes] (may be NULL when 0), exactly as stored, rows packed;
  * view->data and view->scale are set to them.  FP8 NaN codes, E8M0 255 and (in F32 scales) non-finite values are
- * MQ_E_FORMAT naming tensor and offset.  Any thread. */
+ * MQ_E_FORMAT naming tensor and offset, BF16, F16 and F32 weights that are not finite MQ_E_NUMERIC naming row and column.  Any
+ * thread. */
 mq_status mq_source_read(mq_matrix *view, void *data, void *scale, const mq_source_tensor *t, int64_t row0,
                          int64_t n_rows, int64_t col0, int64_t n_cols, mq_err *err);
 

@@ -145,6 +145,53 @@ static int64_t stored_offset(const mq_source_tensor *t, const strip *s, int64_t 
     return stored * s->row_bytes + s->off + byte;
 }
 
+/* A value whose exponent bits are all set.  Blocks as above. */
+int64_t mq_source_find_not_finite(const uint8_t *bytes, int64_t n, mq_scheme scheme)
+{
+    enum { BLOCK = 2048 };
+    const uint16_t bad16 = scheme == MQ_SCHEME_BF16 ? 0x7f80 : 0x7c00;
+    const uint32_t bad32 = 0x7f800000;
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        int64_t end = n - i < BLOCK ? n : i + BLOCK;
+        unsigned any = 0;
+        uint16_t half;
+        uint32_t word;
+        if (scheme == MQ_SCHEME_F32)
+            for (int64_t k = i; k < end; k++) {
+                memcpy(&word, bytes + 4 * k, sizeof word);
+                any |= (word & bad32) == bad32;
+            }
+        else
+            for (int64_t k = i; k < end; k++) {
+                memcpy(&half, bytes + 2 * k, sizeof half);
+                any |= (half & bad16) == bad16;
+            }
+        for (int64_t k = i; any && k < end; k++) {
+            memcpy(&half, bytes + 2 * k, sizeof half);
+            if (scheme == MQ_SCHEME_F32)
+                memcpy(&word, bytes + 4 * k, sizeof word);
+            if (scheme == MQ_SCHEME_F32 ? (word & bad32) == bad32 : (half & bad16) == bad16)
+                return k;
+        }
+    }
+    return -1;
+}
+
+/* BF16, F16, F32: finite, as a shard must hold them. */
+static mq_status check_plain(const mq_matrix *v, const mq_source_tensor *t, int64_t row0, int64_t col0,
+                             const uint8_t *data, mq_err *err)
+{
+    int64_t i = mq_source_find_not_finite(data, v->rows * v->cols, t->scheme);
+    if (i < 0)
+        return MQ_OK;
+    int64_t row = row0 + i / v->cols, stored = row / t->part_rows * t->chunk_rows + t->part_off + row % t->part_rows;
+    uint64_t bits = 0, fraction = t->scheme == MQ_SCHEME_F32 ? 0x7fffff : t->scheme == MQ_SCHEME_BF16 ? 0x7f : 0x3ff;
+    memcpy(&bits, data + i * element_bits(t->scheme) / 8, (size_t)element_bits(t->scheme) / 8);
+    const char *what = bits & fraction ? "NaN" : "infinite";
+    return mq_source_fail(err, MQ_E_NUMERIC, t->data, "row %lld, column %lld is %s, expected finite weights",
+                          (long long)stored, (long long)(col0 + i % v->cols), what);
+}
+
 static mq_status check_values(const mq_matrix *v, const mq_source_tensor *t, const strip *s, int64_t row0,
                               const uint8_t *data, int64_t data_bytes, const uint8_t *scale, int64_t scale_bytes,
                               mq_err *err)
@@ -189,6 +236,8 @@ mq_status mq_source_read(mq_matrix *view, void *data, void *scale, const mq_sour
     }
     if (t->scheme == MQ_SCHEME_FP8_BLOCK || t->scheme == MQ_SCHEME_MXFP4_ROWS)
         MQ_TRY(check_values(view, t, &s, row0, data, data_bytes, scale, scale_bytes, err));
+    else if (!t->resident) /* those bytes were checked at open */
+        MQ_TRY(check_plain(view, t, row0, col0, data, err));
     view->data = data;
     view->scale = scale_bytes ? scale : NULL;
     return MQ_OK;

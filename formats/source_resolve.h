@@ -18,6 +18,9 @@ mq_status mq_source_resolve(mq_source_tensor *out, const mq_source *s, mq_key ke
 mq_status mq_source_fail(mq_err *err, mq_status code, mq_tensor_ref ref, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* First of n values that is NaN or infinite, -1 when there is none.  scheme is BF16, F16 or F32. */
+int64_t mq_source_find_not_finite(const uint8_t *bytes, int64_t n, mq_scheme scheme);
+
 #ifdef __cplusplus
 }
 #endif

@@ -3,6 +3,7 @@
 #include "tools/cli.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -20,8 +21,20 @@ static void on_signal(int number)
     stop_signal = number;
 }
 
+/* Were one of 0, 1, 2 closed, the next file opened would get its number and what is printed would land in that file.  Writing to
+ * the stand-ins fails, as it did before. */
+static void keep_streams(void)
+{
+    for (int fd = open("/dev/null", O_RDONLY); fd >= 0; fd = open("/dev/null", O_RDONLY))
+        if (fd > 2) {
+            close(fd);
+            return;
+        }
+}
+
 void mq_cli_catch_signals(void)
 {
+    keep_streams();
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;

@@ -96,7 +96,8 @@ void mq_progress_free(mq_progress *p);           /* clears the line; accepts NUL
  * elsewhere. */
 const char *mq_cli_line_start(void);
 
-/* Install handlers for SIGINT, SIGTERM, SIGHUP; mq_cli_stopped tells whether one arrived (poll it
+/* To be called first: sees that 0, 1 and 2 are open (were one closed, a file would take its number and be printed into), then
+ * installs handlers for SIGINT, SIGTERM, SIGHUP; mq_cli_stopped tells whether one arrived (poll it
  * between pieces of work); mq_cli_check_stop fills err with MQ_E_STOPPED when so. */
 void mq_cli_catch_signals(void);
 bool mq_cli_stopped(void);

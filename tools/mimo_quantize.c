@@ -23,7 +23,8 @@ static mq_status read_compress(int *level, const char *text, mq_err *err)
         return MQ_OK;
     }
     char *end = NULL;
-    long n = strncmp(text, "zstd:", 5) == 0 ? strtol(text + 5, &end, 10) : 0;
+    bool has_level = strncmp(text, "zstd:", 5) == 0 && text[5] >= '0' && text[5] <= '9';
+    long n = has_level ? strtol(text + 5, &end, 10) : 0;
     if (!end || *end || n < 1 || n > 19)
         return mq_fail(err, MQ_E_ARG, "--compress %s: expected none, zstd or zstd:1 to zstd:19", text);
     *level = (int)n;

@@ -144,12 +144,10 @@ static void check_slices(const mq_source_tensor *t, int64_t col_step)
     free(all);
 }
 
-static const char *make(const char *preset, mq_scheme experts, int files, bool split_pairs)
+static const char *make_from(mq_maker m, mq_scheme experts, int files, bool split_pairs)
 {
-    mq_maker m;
     mq_err err;
     const char *dir = mq_test_dir();
-    ck_assert(mq_maker_preset(&m, preset));
     m.layers = 3;
     m.vocab = 512;
     m.eos = 500;
@@ -164,6 +162,22 @@ static const char *make(const char *preset, mq_scheme experts, int files, bool s
     m.split_pairs = split_pairs;
     mq_assert_ok(mq_maker_write(&m, dir, NULL, &err), &err);
     return dir;
+}
+
+static const char *make(const char *preset, mq_scheme experts, int files, bool split_pairs)
+{
+    mq_maker m;
+    ck_assert(mq_maker_preset(&m, preset));
+    return make_from(m, experts, files, split_pairs);
+}
+
+/* Split qkv, everything stored as scheme. */
+static const char *make_plain(mq_scheme scheme)
+{
+    mq_maker m;
+    ck_assert(mq_maker_preset(&m, "nano"));
+    m.scheme = scheme;
+    return make_from(m, scheme, 1, false);
 }
 
 START_TEST(slices_equal_the_whole_through_phases_chunks_and_edge_blocks)
@@ -254,6 +268,32 @@ START_TEST(values_that_are_not_numbers_are_refused_where_they_stand)
     poke(&t, true, 9 * 2, &nan8, 1); /* 288 / 32 = 9 scales a row */
     mq_assert_fails(read_all(&t, 0, t.rows, 0, t.cols, &err), MQ_E_FORMAT, &err, "scale 255 (NaN) of row 2");
     mq_source_close(s);
+
+    /* Plain values: whatever is copied must be a value that a shard may hold. */
+    const struct {
+        mq_scheme scheme;
+        uint32_t bits, beside; /* refused, and the largest finite value */
+        int bytes;
+        const char *want;
+    } plain[] = {
+        {MQ_SCHEME_BF16, 0xff80, 0xff7f, 2, "q_proj.weight': row 3, column 5 is infinite"},
+        {MQ_SCHEME_BF16, 0x7f81, 0x7f7f, 2, "q_proj.weight': row 3, column 5 is NaN"},
+        {MQ_SCHEME_F16, 0x7c00, 0x7bff, 2, "q_proj.weight': row 3, column 5 is infinite"},
+        {MQ_SCHEME_F16, 0xfe00, 0xfbff, 2, "q_proj.weight': row 3, column 5 is NaN"},
+        {MQ_SCHEME_F32, 0x7f800000, 0x7f7fffff, 4, "q_proj.weight': row 3, column 5 is infinite"},
+        {MQ_SCHEME_F32, 0xff800001, 0xff7fffff, 4, "q_proj.weight': row 3, column 5 is NaN"},
+    };
+    for (size_t i = 0; i < sizeof plain / sizeof plain[0]; i++) {
+        s = open_ok(make_plain(plain[i].scheme));
+        t = find(s, MQ_STACK_MODEL, 1, MQ_ROLE_Q, -1);
+        ck_assert_int_eq(t.scheme, plain[i].scheme);
+        poke(&t, false, (3 * t.cols + 5) * plain[i].bytes, &plain[i].beside, (size_t)plain[i].bytes);
+        mq_assert_ok(read_all(&t, 0, t.rows, 0, t.cols, &err), &err);
+        poke(&t, false, (3 * t.cols + 5) * plain[i].bytes, &plain[i].bits, (size_t)plain[i].bytes);
+        mq_assert_fails(read_all(&t, 2, 3, 4, 8, &err), MQ_E_NUMERIC, &err, plain[i].want);
+        mq_assert_ok(read_all(&t, 4, t.rows - 4, 0, t.cols, &err), &err);
+        mq_source_close(s);
+    }
 }
 END_TEST
 

@@ -37,6 +37,7 @@ expect 2 "--format compressed-tensors: not built yet" --format compressed-tensor
 expect 2 "--calib: not built yet" --calib text "$data/nano" o
 expect 2 "--report: not built yet" --report r.html "$data/nano" o
 expect 2 "--compress zstd:20" --compress zstd:20 "$data/nano" o
+expect 2 "--compress zstd:+3" --compress zstd:+3 "$data/nano" o
 expect 2 "exclude each other" --resume --overwrite "$data/nano" o
 expect 2 "--rehash goes with --resume" --rehash "$data/nano" o
 expect 4 "" /nonexistent o
@@ -55,6 +56,13 @@ dry=$("$bin" --quiet --dry-run --json - "$data/nano" o | grep '"bytes_out"' | tr
 grep -q "down" out.txt || fail "no result on stdout"
 real=$(cat o/*.mqs | wc -c)
 [ "$dry" = "$real" ] || fail "dry run says $dry bytes, $real were written"
+
+# Without streams nothing is printed into a file that took their number.
+want=$(digest o)
+rm -rf o
+"$bin" "$data/nano" o <&- >&- 2>&-
+got=$?
+[ $got = 4 ] && [ "$(digest o)" = "$want" ] || fail "closed streams: exit $got, or other bytes"
 
 # ---- other people's files, and JSON on failure
 expect 6 "--overwrite begins anew" "$data/nano" o
