@@ -204,7 +204,7 @@ enum { BINS = 1024, BINS_A_NAT = 16 };
 
 static int bin_of(float logit, float max, double temperature)
 {
-    double d = ((double)max - (double)logit) / temperature * BINS_A_NAT;
+    double d = ((double)max - (double)logit) / temperature * (int)BINS_A_NAT;
     return d < BINS - 1 ? (int)d : BINS - 1; /* NaN too goes last */
 }
 

@@ -172,7 +172,7 @@ static void mixed_records(mq_record_spec r[N_MIXED])
     memset(r, 0, N_MIXED * sizeof *r);
     for (int i = 0; i < N_MIXED; i++) {
         r[i].key = (mq_key){MQ_STACK_MODEL, 1,
-                            i < 4    ? MQ_ROLE_Q + i
+                            i < 4    ? (mq_role)((int)MQ_ROLE_Q + i)
                             : i == 4 ? MQ_ROLE_EXPERT_GATE_UP
                                      : MQ_ROLE_EXPERT_DOWN,
                             i < 4 ? -1 : 0};
