@@ -6,6 +6,7 @@
 #include "runtime/engine.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
 
 #include "runtime/forward.h"
@@ -256,5 +257,12 @@ mq_status mq_engine_sample(mq_engine *e, int32_t *token, int row, const mq_sampl
     MQ_TRY(e->kernels->sample(e->dev, e->token, e->logits + row * vocab, s, 1, vocab,
                               e->logits_pos + row + 1, err));
     MQ_TRY(e->kernels->download(e->dev, token, e->token, sizeof *token, err));
-    return e->kernels->dev_sync(e->dev, err);
+    MQ_TRY(e->kernels->dev_sync(e->dev, err));
+    float logit = e->host_logits[row * vocab + *token];
+    if (!isfinite(logit))
+        return mq_fail(err, MQ_E_NUMERIC,
+                       "position %lld: the chosen logit is %g, expected a finite number: the "
+                       "model's weights overflow",
+                       (long long)(e->logits_pos + row), (double)logit);
+    return MQ_OK;
 }

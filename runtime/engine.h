@@ -61,7 +61,7 @@ void mq_engine_rollback(mq_engine *e, int64_t length);
 /* Host logits [rows of the last call, vocab]; for prefill one row. */
 const float *mq_engine_logits(const mq_engine *e);
 /* Choose from row's logits the token of the next position (position = length before that row's
- * successor). */
+ * successor).  MQ_E_NUMERIC: its logit is not finite. */
 mq_status mq_engine_sample(mq_engine *e, int32_t *token, int row, const mq_sampling *s,
                            mq_err *err);
 

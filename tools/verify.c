@@ -2,6 +2,7 @@
  * JSON members are verify_report.c's. */
 #include "tools/verify.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -289,12 +290,31 @@ static mq_status run_quality(verify_state *v, mq_quality *q, int n_threads, mq_e
     return st;
 }
 
+/* Weights that are finite can still overflow on the way: that is damage, not a figure. */
+static mq_status check_finite(const verify_state *v, const mq_quality *q, mq_err *err)
+{
+    const char *dirs[2] = {v->o->source ? v->o->source : v->packed->dir, v->packed->dir};
+    const double ppl[2] = {q->ppl_a, v->o->source ? q->ppl_b : q->ppl_a};
+    for (int i = 0; i < 2; i++)
+        if (!isfinite(ppl[i]))
+            return mq_fail(err, MQ_E_NUMERIC,
+                           "%s: the perplexity is %g, expected a finite number: its weights "
+                           "overflow",
+                           dirs[i], ppl[i]);
+    if (v->o->source && !isfinite(q->kl_mean))
+        return mq_fail(err, MQ_E_NUMERIC, "the KL divergence is %g, expected a finite number",
+                       q->kl_mean);
+    return MQ_OK;
+}
+
 static mq_status verify_quality(verify_state *v, checks *list, int n_threads, mq_err *err)
 {
     const mq_verify_options *o = v->o;
     mq_quality q;
     memset(&q, 0, sizeof q);
     mq_status st = run_quality(v, &q, n_threads, err);
+    if (st == MQ_OK)
+        st = check_finite(v, &q, err);
     if (st == MQ_OK) {
         mq_report_quality(v->cli, &q, o->source != NULL, v->text_out);
         double increase = 100 * (q.ppl_b / q.ppl_a - 1);

@@ -119,6 +119,28 @@ printf '\377\376' >"$work/latin.txt"
 expect 3 mimo-verify --quiet --text "$work/latin.txt" "$packed"
 err_has 'latin.txt'
 
+# Finite weights whose logits overflow: no figure passes for a result, and no text is made of them.
+if [ -n "$python" ]; then
+    cp -r "$nano" "$work/huge"
+    chmod -R u+w "$work/huge"
+    "$python" - "$work/huge/model-00001-of-00001.safetensors" <<'P'
+import json, struct, sys
+f = open(sys.argv[1], "r+b")
+(n,) = struct.unpack("<Q", f.read(8))
+start, end = json.loads(f.read(n))["model.norm.weight"]["data_offsets"]
+f.seek(8 + n + start)
+f.write(b"\x7f\x7f" * ((end - start) // 2))  # 3.39e38
+P
+    expect 0 mimo-quantize --method rtn --quiet "$work/huge" "$work/huge-packed"
+    expect 3 mimo-verify --quiet --text "$text" --window 64 --windows 1 --json "$work/huge.json" "$work/huge-packed"
+    err_has 'expected a finite number'
+    json_is "$work/huge.json" 'r["status"] == "numeric" and r["exit_code"] == 3'
+    expect 3 mimo-verify --quiet --source "$work/huge" --text "$text" --window 64 --windows 1 "$work/huge-packed"
+    expect 3 mimo-run --quiet --prompt abc --max-tokens 3 "$work/huge-packed"
+    err_has 'expected a finite number'
+    expect 3 mimo-run --quiet --prompt abc --max-tokens 3 --temperature 1 "$work/huge-packed"
+fi
+
 # ---- 4, 5 ----
 expect 4 mimo-verify --quiet --text "$work/absent.txt" "$packed"
 err_has 'absent.txt'
