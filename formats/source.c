@@ -287,7 +287,11 @@ static mq_status open_all(mq_source *s, const char *dir, mq_err *err)
     MQ_TRY(open_model(s, dir, err));
     MQ_TRY(join(&draft_dir, dir, "dflash", err));
     s->has_draft = mq_path_is_dir(draft_dir);
-    mq_status st = s->has_draft ? open_draft(s, draft_dir, err) : MQ_OK;
+    mq_status st = MQ_OK;
+    if (s->has_draft)
+        st = open_draft(s, draft_dir, err);
+    else if (mq_path_exists(draft_dir)) /* a link to nothing, say: not the same as no drafter */
+        st = mq_fail(err, MQ_E_FORMAT, "%s: exists and is not a folder, expected the drafter's", draft_dir);
     free(draft_dir);
     MQ_TRY(st);
     MQ_TRY(check_tensors(s, err));

@@ -44,6 +44,16 @@ static void tell_about_job(const conversion *c)
                     c->job.plan->n_ranks == 1 ? "" : "s");
 }
 
+/* Before hours of work: what will be carried along must be of a size that mq_file_load takes. */
+static mq_status check_extras(const conversion *c, mq_err *err)
+{
+    for (int64_t i = 0; i < c->in.n; i++)
+        if (c->in.items[i].is_extra && c->in.items[i].bytes > MAX_EXTRA_BYTES)
+            return mq_fail(err, MQ_E_FORMAT, "%s/%s: %lld bytes, expected at most %d", c->opt.checkpoint,
+                           c->in.items[i].name, (long long)c->in.items[i].bytes, MAX_EXTRA_BYTES);
+    return MQ_OK;
+}
+
 /* Memory that does not depend on the number of threads: what is in use now, and the files being written. */
 static int64_t fixed_memory(const conversion *c)
 {
@@ -463,6 +473,8 @@ mq_status mq_convert(mq_convert_result *out, const mq_convert_options *opt, cons
     if (st != MQ_OK)
         return st;
     st = mq_inputs_list(&c.in, c.job.source, err);
+    if (st == MQ_OK)
+        st = check_extras(&c, err);
     if (st == MQ_OK) {
         tell_about_job(&c);
         fill_result(&c);

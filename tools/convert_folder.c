@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "formats/manifest.h"
@@ -61,8 +62,10 @@ static mq_status check_drafter(const char *dir, mq_err *err)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");
     char **names = NULL;
     int64_t n = 0;
-    mq_status st = mq_path_is_dir(path) ? mq_dir_list(&names, &n, path, err)
-                                        : mq_fail(err, MQ_E_EXISTS, "%s: is not a folder of a packed model", path);
+    struct stat info; /* of a link itself: what it leads to is not ours to clean */
+    bool is_dir = lstat(path, &info) == 0 && S_ISDIR(info.st_mode);
+    mq_status st = is_dir ? mq_dir_list(&names, &n, path, err)
+                          : mq_fail(err, MQ_E_EXISTS, "%s: is not a folder of a packed model", path);
     for (int64_t i = 0; st == MQ_OK && i < n; i++)
         if (strcmp(names[i], "config.json") != 0 && strcmp(names[i], "config.json.partial") != 0)
             st = mq_fail(err, MQ_E_EXISTS, "%s: '%s' is not a file of a packed model; nothing was changed", path,

@@ -1,6 +1,8 @@
 /* mimo-quantize: a checkpoint of the MiMo-V2 family becomes a packed model.  Reads options, calls mq_convert, prints. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "src/pool.h"
 #include "tools/convert.h"
@@ -29,6 +31,30 @@ static mq_status read_compress(int *level, const char *text, mq_err *err)
         return mq_fail(err, MQ_E_ARG, "--compress %s: expected none, zstd or zstd:1 to zstd:19", text);
     *level = (int)n;
     return MQ_OK;
+}
+
+/* --json FILE is written last.  Its folder must be there before hours of work, and neither the checkpoint nor OUT, whose files
+ * it could replace and where a stranger's file makes the model unsound. */
+static mq_status check_json_path(const mq_cli *cli, mq_err *err)
+{
+    if (!cli->json_path || strcmp(cli->json_path, "-") == 0)
+        return MQ_OK;
+    char *dir = strdup(cli->json_path);
+    if (!dir)
+        return mq_fail(err, MQ_E_NOMEM, "out of memory");
+    char *slash = strrchr(dir, '/');
+    if (slash)
+        slash[slash == dir] = '\0';
+    struct stat parent, other;
+    mq_status st = MQ_OK;
+    if (stat(slash ? dir : ".", &parent) != 0)
+        st = mq_fail(err, MQ_E_IO, "--json %s: %s", cli->json_path, strerror(errno));
+    for (int i = 0; st == MQ_OK && i < 2; i++)
+        if (stat(cli->args[i], &other) == 0 && other.st_dev == parent.st_dev && other.st_ino == parent.st_ino)
+            st = mq_fail(err, MQ_E_ARG, "--json %s: lies in %s; give a place outside of CHECKPOINT and OUT", cli->json_path,
+                         cli->args[i]);
+    free(dir);
+    return st;
 }
 
 static mq_status fill_options(mq_convert_options *opt, const mq_cli *cli, const quantize_args *a, mq_err *err)
@@ -145,6 +171,11 @@ static mq_status quantize(mq_cli *cli, const quantize_args *a, mq_err *err)
     mq_convert_options opt;
     mq_convert_result result;
     MQ_TRY(fill_options(&opt, cli, a, err));
+    mq_status placed = check_json_path(cli, err);
+    if (placed != MQ_OK) {
+        cli->json_path = NULL; /* the failure is not written there either */
+        return placed;
+    }
     mq_status st = mq_convert(&result, &opt, cli, err);
     bool tell = !cli->json_path || strcmp(cli->json_path, "-") != 0;
     if (a->dry_run && tell && result.need_bytes)

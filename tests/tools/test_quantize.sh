@@ -42,6 +42,12 @@ expect 2 "exclude each other" --resume --overwrite "$data/nano" o
 expect 2 "--rehash goes with --resume" --rehash "$data/nano" o
 expect 4 "" /nonexistent o
 expect 5 "this model needs" --memory 1M "$data/nano" o
+# Known before any work: a file too large to be carried along, a drafter that cannot be reached.
+cp -r "$data/nano" odd && truncate -s 300M odd/tokenizer.json
+expect 3 "tokenizer.json: 314572800 bytes, expected at most" odd o
+cp "$data/nano/tokenizer.json" odd/ && rm -r odd/dflash && ln -s ../nowhere odd/dflash
+expect 3 "odd/dflash: exists and is not a folder" odd o
+rm -rf odd
 [ -e o ] && fail "a refused run left its folder"
 "$bin" --help >out.txt 2>err.txt || fail "--help"
 [ -s out.txt ] && [ ! -s err.txt ] || fail "--help goes to stdout"
@@ -76,6 +82,13 @@ grep -q '"exit_code": 6' j.json && grep -q '"code": "exists"' j.json || fail "JS
 for key in bytes_in bytes_out seconds params_per_s peak_host_bytes method group ranks files content rel_rms_error; do
     grep -q "\"$key\"" j.json || fail "JSON lacks $key"
 done
+# What is not ours stays: a folder behind a link, the model that --json would have written into.
+expect 2 "lies in o; give a place outside" --json o/manifest.json --overwrite "$data/nano" o
+expect 4 "--json nowhere/j: No such file" --json nowhere/j --overwrite "$data/nano" o
+mkdir behind && mv o/dflash/config.json behind && rmdir o/dflash && ln -s ../behind o/dflash
+expect 6 "o/dflash: is not a folder of a packed model" --overwrite "$data/nano" o
+[ -e behind/config.json ] || fail "a file behind a link was removed"
+rm -rf o behind
 mkdir foreign && echo mine >foreign/notes.txt
 expect 6 "no packed model" "$data/nano" foreign
 expect 6 "no packed model" --overwrite "$data/nano" foreign
