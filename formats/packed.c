@@ -196,6 +196,17 @@ void mq_packed_close(mq_packed *p)
     free(p);
 }
 
+/* In a compressed model every record is compressed, in another none. */
+static mq_status check_codecs(const mq_shard *s, const char *path, const char *compress, mq_err *err)
+{
+    bool is_none = strcmp(compress, "none") == 0;
+    for (int64_t i = 0; i < mq_shard_count(s); i++)
+        if ((mq_shard_entry_at(s, i)->codec == MQ_CODEC_NONE) != is_none)
+            return mq_fail(err, MQ_E_FORMAT, "%s: tensor '%s': %scompressed with zstd, but the manifest's compress is '%s'",
+                           path, mq_shard_name(s, i), is_none ? "" : "not ", compress);
+    return MQ_OK;
+}
+
 static mq_status open_shard(mq_shard **out, const mq_packed *p, int64_t i, const char *path,
                             mq_err *err)
 {
@@ -214,6 +225,8 @@ static mq_status open_shard(mq_shard **out, const mq_packed *p, int64_t i, const
                            : MQ_SCHEME_NONE;
     if (st == MQ_OK)
         st = mq_shard_check_plan(s, file, p->plan->n_ranks, scheme, p->manifest.group, err);
+    if (st == MQ_OK)
+        st = check_codecs(s, path, p->manifest.recipe.compress, err);
     if (st != MQ_OK) {
         mq_shard_close(s);
         return st;

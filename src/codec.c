@@ -36,8 +36,8 @@ mq_status mq_zstd_compress(void *dst, int64_t dst_cap, int64_t *out_bytes, const
     return MQ_OK;
 }
 
-/* Check the head of the frame at src [n_bytes]: a Zstandard frame (not skippable, not legacy),
- * window within the cap.
+/* Check the head of the frame at src [n_bytes]: a Zstandard frame (not skippable, not legacy) with
+ * its content size, window within the cap.
  *
  *   byte 0..3  magic 28 B5 2F FD
  *   byte 4     descriptor; bit 5 set: single segment, the window is the content
@@ -50,11 +50,18 @@ static mq_status check_head(const uint8_t *src, int64_t n_bytes, int64_t off, mq
     if (src[0] != 0x28 || src[1] != 0xb5 || src[2] != 0x2f || src[3] != 0xfd)
         return mq_fail(err, MQ_E_FORMAT, "zstd: no frame starts at byte %lld", (long long)off);
     bool single = src[4] >> 5 & 1;
-    uint64_t window = single ? 0 : (UINT64_C(1) << (10 + (src[5] >> 3))) / 8 * (8 + (src[5] & 7u));
+    unsigned long long content = ZSTD_getFrameContentSize(src, (size_t)n_bytes);
+    bool known = content != ZSTD_CONTENTSIZE_UNKNOWN && content != ZSTD_CONTENTSIZE_ERROR;
+    uint64_t window = !single ? (UINT64_C(1) << (10 + (src[5] >> 3))) / 8 * (8 + (src[5] & 7u))
+                      : known ? content
+                              : 0;
     if (window > UINT64_C(1) << WINDOW_LOG_MAX)
         return mq_fail(err, MQ_E_FORMAT,
                        "zstd: window of %llu bytes at byte %lld, expected at most %llu",
                        (unsigned long long)window, (long long)off, 1ull << WINDOW_LOG_MAX);
+    if (!known)
+        return mq_fail(err, MQ_E_FORMAT, "zstd: frame at byte %lld without its content size",
+                       (long long)off);
     return MQ_OK;
 }
 

@@ -293,10 +293,11 @@ mq_status mq_convert_job_open(mq_convert_job *job, const mq_convert_options *opt
         st = choose_schemes(job, err);
     if (st == MQ_OK) {
         fill_recipe(job);
+        mq_err why;
         int n = opt->n_ranks;
         if (n == 0)
-            n = mq_plan_default_ranks(&job->source->model, mq_convert_draft(job), job->recipe.group, err);
-        st = n == 0 ? MQ_E_ARG
+            n = mq_plan_default_ranks(&job->source->model, mq_convert_draft(job), job->recipe.group, &why);
+        st = n == 0 ? mq_fail(err, MQ_E_UNSUPPORTED, "%s/config.json: %s", opt->checkpoint, why.text)
                     : mq_plan_create(&job->plan, &job->source->model, mq_convert_draft(job), n, job->recipe.group, err);
     }
     if (st == MQ_OK)

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "formats/manifest.h"
@@ -279,7 +280,7 @@ static const damage damages[] = {
     {"scheme 7", L1, ENTRY, 0, FIELD(scheme), 1, 7, ALL, 0, 0, F, Q1, "scheme 7, expected 1 to 6"},
     {"bf16 called f16: values differ", COMMON, ENTRY, 0, FIELD(scheme), 1, 3, ALL, 0, 0, F, "tensor 'model.norm.weight'", "256 plain bytes, expected 512"},
     {"codec 2", L1, ENTRY, 0, FIELD(codec), 1, 2, ALL, 0, 0, F, Q1, "codec 2, expected 0 or 1"},
-    {"plain record called compressed", L1, ENTRY, 0, FIELD(codec), 1, 1, ALL, 0, 0, F, Q1, "zstd"},
+    {"plain record called compressed", L1, ENTRY, 0, FIELD(codec), 1, 1, ALL, 0, 0, F, Q1, "compressed with zstd, but the manifest's compress is 'none'"},
     {"group 96", L1, ENTRY, 4, FIELD(group), 2, 96, ALL, 0, 0, F, GU1, "int4 with group 96"},
     {"group 128: same bytes?", L1, ENTRY, 4, FIELD(group), 2, 128, ALL, 0, 0, F, GU1, "plain bytes, expected"},
     {"group of a BF16 record", L1, ENTRY, 3, FIELD(group), 2, 64, ALL, 0, 0, F, "o_proj", "bf16 with group 64, expected 0"},
@@ -594,9 +595,13 @@ START_TEST(each_damage_is_refused_and_named)
     write_model(dir, 0);
     ck_assert_int_ge(N_DAMAGES, 60);
     int bad = 0;
+    struct rusage before, after;
+    getrusage(RUSAGE_SELF, &before);
     for (int i = 0; i < N_DAMAGES; i++)
         bad += !run(dir, &damages[i]);
+    getrusage(RUSAGE_SELF, &after);
     ck_assert_int_eq(bad, 0);
+    ck_assert_int_lt(after.ru_maxrss - before.ru_maxrss, 64 * 1024); /* KiB; the model has 0.5 MB */
     mq_assert_ok(open_and_verify(dir, &err), &err); /* every undo was complete */
 }
 END_TEST

@@ -119,8 +119,15 @@ START_TEST(foreign_frames_and_wide_windows_are_refused)
                     &err, "no frame starts at byte 0");
     mq_assert_fails(mq_zstd_decompress(out, 0, NULL, 0, &err), MQ_E_FORMAT, &err,
                     "expected a frame");
-    /* Magic, no content size, window byte, one last raw block of 1 byte. */
-    uint8_t frame[] = {0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3, 0x09, 0, 0, 'x'};
+    static const uint8_t sizeless[] = {0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3, 0x09, 0, 0, 'x'};
+    mq_assert_fails(mq_zstd_decompress(out, 1, sizeless, sizeof sizeless, &err), MQ_E_FORMAT, &err,
+                    "frame at byte 0 without its content size");
+    /* A single segment, whose window is its content: 2^27 + 1 bytes, it says. */
+    static const uint8_t single[] = {0x28, 0xb5, 0x2f, 0xfd, 0xa0, 1, 0, 0, 8, 0x09, 0, 0, 'x'};
+    mq_assert_fails(mq_zstd_decompress(out, 1, single, sizeof single, &err), MQ_E_FORMAT, &err,
+                    "window of 134217729 bytes");
+    /* Magic, content size in 4 bytes, window byte, the size, one last raw block of 1 byte. */
+    uint8_t frame[] = {0x28, 0xb5, 0x2f, 0xfd, 0x80, 17 << 3, 1, 0, 0, 0, 0x09, 0, 0, 'x'};
     mq_assert_ok(mq_zstd_decompress(out, 1, frame, sizeof frame, &err), &err); /* 2^27 */
     ck_assert_int_eq(out[0], 'x');
     frame[5] = 17 << 3 | 1; /* 2^27 + 2^24 */

@@ -48,6 +48,10 @@ expect 3 "tokenizer.json: 314572800 bytes, expected at most" odd o
 cp "$data/nano/tokenizer.json" odd/ && rm -r odd/dflash && ln -s ../nowhere odd/dflash
 expect 3 "odd/dflash: exists and is not a folder" odd o
 rm -rf odd
+"$maker" --preset nano --layers 2 --hidden 96 odd >/dev/null || fail "make-checkpoint"
+expect 3 "odd/config.json: 1 ranks: hidden_size 96 is not a multiple of 64" odd o
+expect 2 "no number of ranks works for this model" --ranks 2 odd o
+rm -rf odd
 [ -e o ] && fail "a refused run left its folder"
 "$bin" --help >out.txt 2>err.txt || fail "--help"
 [ -s out.txt ] && [ ! -s err.txt ] || fail "--help goes to stdout"
