@@ -19,8 +19,8 @@ int64_t mq_zstd_bound(int64_t n_bytes);
 mq_status mq_zstd_compress(void *dst, int64_t dst_cap, int64_t *out_bytes, const void *src, int64_t n_bytes, int level,
                            mq_err *err);
 
-/* Decompress one or more concatenated frames that must fill dst [plain_bytes] exactly; each frame says its content size; window size is capped
- * (128 MiB).  Skippable and legacy frames are refused.  dst may be NULL when plain_bytes is 0.
+/* Decompress one or more concatenated frames that must fill dst [plain_bytes] exactly.  Each frame says its content size; its
+ * window is at most 128 MiB.  Skippable and legacy frames are refused.  dst may be NULL when plain_bytes is 0.
  * MQ_E_FORMAT for damaged, short or long data; MQ_E_NOMEM. */
 mq_status mq_zstd_decompress(void *dst, int64_t plain_bytes, const void *src, int64_t n_bytes, mq_err *err);
 

@@ -601,7 +601,8 @@ START_TEST(each_damage_is_refused_and_named)
         bad += !run(dir, &damages[i]);
     getrusage(RUSAGE_SELF, &after);
     ck_assert_int_eq(bad, 0);
-    ck_assert_int_lt(after.ru_maxrss - before.ru_maxrss, 64 * 1024); /* KiB; the model has 0.5 MB */
+    /* KiB.  Sizes that the damage claims go to 2^63; a sanitizer keeps up to 256 MiB of freed blocks. */
+    ck_assert_int_lt(after.ru_maxrss - before.ru_maxrss, 512 * 1024);
     mq_assert_ok(open_and_verify(dir, &err), &err); /* every undo was complete */
 }
 END_TEST
