@@ -145,35 +145,46 @@ static int64_t stored_offset(const mq_source_tensor *t, const strip *s, int64_t 
     return stored * s->row_bytes + s->off + byte;
 }
 
-/* A value whose exponent bits are all set.  Blocks as above. */
+/* Does value k have all exponent bits set? */
+static bool is_not_finite(const uint8_t *bytes, int64_t k, mq_scheme scheme)
+{
+    uint16_t half;
+    uint32_t word;
+    if (scheme == MQ_SCHEME_F32) {
+        memcpy(&word, bytes + 4 * k, sizeof word);
+        return (word & 0x7f800000) == 0x7f800000;
+    }
+    memcpy(&half, bytes + 2 * k, sizeof half);
+    uint16_t exponent = scheme == MQ_SCHEME_BF16 ? 0x7f80 : 0x7c00;
+    return (half & exponent) == exponent;
+}
+
+/* Eight bytes at a time: adding the exponent's lowest bit to the exponent bits of a value carries into its sign bit (masked
+ * out before) exactly when all of them are set. */
 int64_t mq_source_find_not_finite(const uint8_t *bytes, int64_t n, mq_scheme scheme)
 {
-    enum { BLOCK = 2048 };
-    const uint16_t bad16 = scheme == MQ_SCHEME_BF16 ? 0x7f80 : 0x7c00;
-    const uint32_t bad32 = 0x7f800000;
-    for (int64_t i = 0; i < n; i += BLOCK) {
-        int64_t end = n - i < BLOCK ? n : i + BLOCK;
-        unsigned any = 0;
-        uint16_t half;
-        uint32_t word;
-        if (scheme == MQ_SCHEME_F32)
-            for (int64_t k = i; k < end; k++) {
-                memcpy(&word, bytes + 4 * k, sizeof word);
-                any |= (word & bad32) == bad32;
-            }
-        else
-            for (int64_t k = i; k < end; k++) {
-                memcpy(&half, bytes + 2 * k, sizeof half);
-                any |= (half & bad16) == bad16;
-            }
-        for (int64_t k = i; any && k < end; k++) {
-            memcpy(&half, bytes + 2 * k, sizeof half);
-            if (scheme == MQ_SCHEME_F32)
-                memcpy(&word, bytes + 4 * k, sizeof word);
-            if (scheme == MQ_SCHEME_F32 ? (word & bad32) == bad32 : (half & bad16) == bad16)
-                return k;
+    enum { BLOCK = 2048 }; /* bytes */
+    const uint64_t exponent = scheme == MQ_SCHEME_F32    ? 0x7f8000007f800000
+                              : scheme == MQ_SCHEME_BF16 ? 0x7f807f807f807f80
+                                                         : 0x7c007c007c007c00;
+    const uint64_t lowest = scheme == MQ_SCHEME_F32    ? 0x0080000000800000
+                            : scheme == MQ_SCHEME_BF16 ? 0x0080008000800080
+                                                       : 0x0400040004000400;
+    const uint64_t sign = scheme == MQ_SCHEME_F32 ? 0x8000000080000000 : 0x8000800080008000;
+    const int64_t value_bytes = scheme == MQ_SCHEME_F32 ? 4 : 2, n_bytes = n * value_bytes;
+    int64_t at = 0;
+    for (; at + BLOCK <= n_bytes; at += BLOCK) {
+        uint64_t any = 0, x;
+        for (int64_t k = at; k < at + BLOCK; k += 8) {
+            memcpy(&x, bytes + k, sizeof x);
+            any |= (x & exponent) + lowest;
         }
+        if (any & sign)
+            break;
     }
+    for (int64_t k = at / value_bytes; k < n; k++)
+        if (is_not_finite(bytes, k, scheme))
+            return k;
     return -1;
 }
 
