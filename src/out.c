@@ -15,7 +15,7 @@
 
 #include "src/file.h"
 
-enum { PAGE_BYTES = 4096, BLOCK_BYTES = 4 << 20 };
+enum { PAGE_BYTES = 4096, BLOCK_BYTES = 4 << 20, DIRECT_MIN_BYTES = 128 << 10 };
 
 /* "path: what: errno's text", MQ_E_IO. */
 static mq_status io_fail(mq_err *err, const char *path, const char *what)
@@ -104,29 +104,36 @@ static void set_direct(mq_out *o, bool on)
         flags >= 0 && fcntl(o->fd, F_SETFL, on ? flags | O_DIRECT : flags & ~O_DIRECT) == 0 && on;
 }
 
-/* Write the gathered bytes; a whole block directly where the file system takes that. */
-static mq_status write_block(mq_out *o, mq_err *err)
+/* Write block bytes [at, end), past the page cache or through it. */
+static mq_status write_bytes(mq_out *o, int64_t at, int64_t end, bool direct, mq_err *err)
 {
-    bool whole = o->n_block == BLOCK_BYTES;
-    if (whole != o->direct && !(whole && o->buffered_only))
-        set_direct(o, whole);
-    for (int64_t at = 0; at < o->n_block;) {
-        ssize_t n = write(o->fd, o->block + at, (size_t)(o->n_block - at));
+    if (at < end && direct != o->direct)
+        set_direct(o, direct);
+    while (at < end) {
+        ssize_t n = write(o->fd, o->block + at, (size_t)(end - at));
         if (n < 0 && errno == EINTR)
             continue;
         if (o->direct && ((n < 0 && errno == EINVAL) || (n > 0 && n % PAGE_BYTES))) {
-            o->buffered_only =
-                true; /* not on this file system, or a short write broke the alignment */
+            /* Not on this file system, or a short write broke the alignment. */
+            o->buffered_only = true;
             set_direct(o, false);
-            at += n > 0 ? n : 0;
-            continue;
-        }
-        if (n < 0) {
+        } else if (n < 0) {
             o->failed = true;
             return io_fail(err, o->partial, "write");
         }
-        at += n;
+        at += n > 0 ? n : 0;
     }
+    return MQ_OK;
+}
+
+/* Write the gathered bytes: whole pages directly, unless there are few, and what is left of the last page. */
+static mq_status write_block(mq_out *o, mq_err *err)
+{
+    int64_t pages = o->n_block / PAGE_BYTES * PAGE_BYTES;
+    bool direct = !o->buffered_only && pages >= DIRECT_MIN_BYTES;
+    if (direct)
+        MQ_TRY(write_bytes(o, 0, pages, true, err));
+    MQ_TRY(write_bytes(o, direct ? pages : 0, o->n_block, false, err));
     o->n_block = 0;
     return MQ_OK;
 }
