@@ -3,9 +3,8 @@
  *
  * Results are a function of the weights alone: scalar, AVX2 and AVX-512 give the same bytes and
  * error sums, as do any numbers of threads.  Sources: round to nearest, absmax / 7 (symmetric INT4
- * as in compressed-tensors, quantization notes 4); scale search, own combination of signed
- * full-range candidates (AutoRound, llama.cpp make_qx_quants) with a least-squares refit
- * (quantization notes 13.4).
+ * as in compressed-tensors); scale search, own combination of signed
+ * full-range candidates (AutoRound, llama.cpp make_qx_quants) with a least-squares refit.
  *
  * All arithmetic is IEEE F32, round to nearest even, one rounding an operation; rne is rounding to
  * an integer, half to even.

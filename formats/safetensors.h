@@ -1,4 +1,4 @@
-/* One safetensors file: its header, strict by every rule S1 to S16 (README of formats says where each stands), and
+/* One safetensors file: its header, strict by the rules S1 to S16 (listed where they are checked: safetensors.c, safetensors_header.c), and
  * positioned reads of its tensors' bytes.  Own streaming JSON reader: a 13 MB header never becomes a tree.
  * Source: the safetensors format description and reference reader. */
 #ifndef MQ_FORMATS_SAFETENSORS_H

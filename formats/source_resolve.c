@@ -1,7 +1,7 @@
 /* Where each logical tensor lies and how it is stored.
  *
  * Shapes come from the configuration, the storage scheme from the stored dtype: the lists of unquantized layers in
- * released configs name tensors that do not exist and leave out others (facts, mimo-model 2.1).  Fused qkv is always read
+ * released configs name tensors that do not exist and leave out others (seen in MiMo-V2.5-Pro).  Fused qkv is always read
  * in chunks when the configuration says so; the number of scale rows cannot tell (quantization 3). */
 #include "formats/source_resolve.h"
 

@@ -2,7 +2,7 @@
  *
  * Full layers hold every position; sliding layers hold a ring of window + ring_rows slots (slot of
  * position p is p modulo the slots), so that rows which are taken back never cost a key that is
- * still inside the window. Source: notes fast-moe-decode 3.3. */
+ * still inside the window. Source: own. */
 #ifndef MQ_RUNTIME_CACHE_H
 #define MQ_RUNTIME_CACHE_H
 

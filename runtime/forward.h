@@ -2,8 +2,7 @@
  *
  * One code for verification (many rows, BLAS allowed) and for the decode step (fixed order), told
  * apart by mode. Ranks run one after another and their partial sums are added in rank order, so
- * that a number of ranks fixes the arithmetic.  Source: transformers modeling_mimo_v2_flash, notes
- * mimo-model 3. */
+ * that a number of ranks fixes the arithmetic.  Source: transformers modeling_mimo_v2_flash. */
 #ifndef MQ_RUNTIME_FORWARD_H
 #define MQ_RUNTIME_FORWARD_H
 

@@ -3,8 +3,8 @@
  *
  * Ranks run one after another; their contributions are summed in rank order first, then added to
  * the residual, as an all-reduce in rank order would.  Linears see all rows of a block at once;
- * only rotation, cache and attention go sequence by sequence.  Source: notes mimo-model 3, steps 2a
- * to 2g. */
+ * only rotation, cache and attention go sequence by sequence.  Source: transformers
+ * modeling_mimo_v2_flash. */
 #include <assert.h>
 
 #include "runtime/forward_state.h"

@@ -3,7 +3,7 @@
  * Experts own the work: all rows are routed first, grouped by expert, and each expert is asked of
  * the store once (per rank), in ascending order.  So a row's experts are added in ascending order
  * whatever its neighbours chose, and a streamed expert is read once for all windows.  The ranks'
- * sums are added in rank order, then to the residual. Source: notes mimo-model 3, steps 2h to 4. */
+ * sums are added in rank order, then to the residual. Source: transformers modeling_mimo_v2_flash. */
 #include <assert.h>
 #include <string.h>
 

@@ -74,8 +74,8 @@ typedef struct mq_draft_model {
     mq_buf warnings;
 } mq_draft_model;
 
-/* Read dflash/config.json against its target (hidden, num_target_layers, taps and mask id must fit).  Default taps when
- * absent as in the notes 5.1. */
+/* Read dflash/config.json against its target (hidden, num_target_layers, taps and mask id must fit).  Where target_layer_ids
+ * is absent, the DFlash reference implementation's spacing over the target's layers is used. */
 mq_status mq_draft_model_load(mq_draft_model *out, const char *path, const mq_model *target, mq_err *err);
 void mq_draft_model_release(mq_draft_model *d);
 

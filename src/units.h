@@ -18,7 +18,7 @@
  *
  * A matrix [rows, cols] is tiles of 16 rows; a tile is its group blocks from column 0 upwards; tiles follow each
  * other.  gate_up interleaves: tile t has rows 8 t .. 8 t + 7 of gate as rows 0..7 and of up as rows 8..15.
- * Layout after "fast-moe-decode" notes 1.4 (own). */
+ * Source: own; fragment positions from the PTX manual, mma.m16n8k16. */
 #ifndef MQ_SRC_UNITS_H
 #define MQ_SRC_UNITS_H
 

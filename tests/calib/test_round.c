@@ -223,7 +223,7 @@ static void release_matrix(matrix *m)
     free(m->units);
 }
 
-/* Table of the quantization notes 13.5, Gaussian column: absmax / 7 and searched, percent. */
+/* Relative RMS errors of synthetic Gaussian groups, absmax / 7 and searched, percent: from a prototype in Python. */
 START_TEST(relative_error_on_gaussian_weights)
 {
     const double rtn[3] = {9.70, 10.76, 11.72}, searched[3] = {8.09, 8.99, 9.71};
