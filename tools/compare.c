@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "calib/round.h"
+#include "kernels/round.h"
 #include "src/pool.h"
 #include "src/units.h"
 

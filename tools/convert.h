@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "calib/round.h"
+#include "kernels/round.h"
 #include "src/sha256.h"
 #include "tools/cli.h"
 

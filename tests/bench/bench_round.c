@@ -11,7 +11,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "calib/round.h"
+#include "kernels/round.h"
 #include "src/float.h"
 #include "src/units.h"
 

@@ -93,7 +93,7 @@ def interleave(gate, up):
 
 
 def round_to_nearest(w, group):
-    """calib/round.h, RTN: u and scale bits."""
+    """kernels/round.h, RTN: u and scale bits."""
     rows, cols = w.shape
     g = w.reshape(rows, cols // group, group)
     absmax = np.abs(g).max(axis=2)

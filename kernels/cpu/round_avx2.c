@@ -7,7 +7,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "calib/round_avx2.h"
+#include "kernels/cpu/round_avx2.h"
 
 typedef __m256 vf;
 enum { VF_LANES = 8 };
@@ -78,7 +78,7 @@ static inline vf vf_scale(vf s, vf floor)
     return _mm256_or_ps(_mm256_max_ps(_mm256_andnot_ps(minus, b), floor), _mm256_and_ps(minus, b));
 }
 
-#include "calib/round_lanes.inc"
+#include "kernels/cpu/round_lanes.inc"
 
 /* ---- largest magnitudes ---- */
 

@@ -2,7 +2,7 @@
  * lanes of the search; codes go along the rows as in round_avx2.c. */
 #include <immintrin.h>
 
-#include "calib/round_avx2.h"
+#include "kernels/cpu/round_avx2.h"
 
 typedef __m512 vf;
 enum { VF_LANES = 16 };
@@ -73,7 +73,7 @@ static inline vf vf_scale(vf s, vf floor)
     return _mm512_or_ps(_mm512_max_ps(_mm512_andnot_ps(minus, b), floor), _mm512_and_ps(minus, b));
 }
 
-#include "calib/round_lanes.inc"
+#include "kernels/cpu/round_lanes.inc"
 
 static void search(const mq_round_chunk *c, int k, const uint32_t max[MQ_UNIT_ROWS],
                    mq_round_scales *scales, float *work)

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "calib/round.h"
+#include "kernels/round.h"
 #include "src/float.h"
 #include "src/units.h"
 #include "tests/harness.h"

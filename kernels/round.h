@@ -26,8 +26,8 @@
  * sum(omega (w' - s' q)^2).  The least error wins, ties go to the first; an all-zero group has
  * s = 1 and q = 0.  Sums run over ascending columns in one F32 accumulator a: fma(omega w', q, a),
  * fma(omega q, q, a), and with d = fma(-s', q, w') fma(omega d, d, a). */
-#ifndef MQ_CALIB_ROUND_H
-#define MQ_CALIB_ROUND_H
+#ifndef MQ_KERNELS_ROUND_H
+#define MQ_KERNELS_ROUND_H
 
 #include <stdbool.h>
 #include <stdint.h>

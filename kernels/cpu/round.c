@@ -5,14 +5,14 @@
  * twins; this file cuts the work into 16 rows x 512 columns so that weights stay in the first-level
  * cache between the passes (largest magnitude, scales, codes), and adds the error sums in one fixed
  * order. */
-#include "calib/round.h"
+#include "kernels/round.h"
 
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "calib/round_ops.h"
+#include "kernels/cpu/round_ops.h"
 #include "src/isa.h"
 
 /* Row stride of the widened tile: 64 bytes more than a chunk, so that 16 rows do not share cache

@@ -1,9 +1,9 @@
 /* Parts of round_avx2.c that round_avx512.c uses as they are: wider vectors gain nothing in them.
  */
-#ifndef MQ_CALIB_ROUND_AVX2_H
-#define MQ_CALIB_ROUND_AVX2_H
+#ifndef MQ_KERNELS_CPU_ROUND_AVX2_H
+#define MQ_KERNELS_CPU_ROUND_AVX2_H
 
-#include "calib/round_ops.h"
+#include "kernels/cpu/round_ops.h"
 
 void mq_round_absmax_avx2(const mq_round_chunk *c, uint32_t max[MQ_ROUND_GROUPS][MQ_UNIT_ROWS]);
 void mq_round_rtn_avx2(const uint32_t max[MQ_UNIT_ROWS], float s[MQ_UNIT_ROWS]);

@@ -1,10 +1,10 @@
-/* What round.c asks of an instruction set; private to calib/round*.c.
+/* What round.c asks of an instruction set; private to kernels/cpu/round*.c.
  *
  * round_scalar.c is the definition.  The fast files do the same correctly rounded operations in the
  * same order, so that every result is equal bit for bit.  All work is on one tile: 16 rows and at
  * most MQ_ROUND_CHUNK columns, which with its 32 KiB of F32 weights stays close to the core. */
-#ifndef MQ_CALIB_ROUND_OPS_H
-#define MQ_CALIB_ROUND_OPS_H
+#ifndef MQ_KERNELS_CPU_ROUND_OPS_H
+#define MQ_KERNELS_CPU_ROUND_OPS_H
 
 #include <stdint.h>
 

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "calib/round_ops.h"
+#include "kernels/cpu/round_ops.h"
 
 const float mq_round_step[MQ_ROUND_STEPS] = {6.5f, 6.6f, 6.7f, 6.8f, 6.9f, 7.0f, 7.1f, 7.2f, 7.3f,
                                              7.4f, 7.5f, 7.6f, 7.7f, 7.8f, 7.9f, 8.0f, 8.1f, 8.2f,
