@@ -59,6 +59,7 @@ static void carve_device(mq_forward *f, carver *c)
     f->zero_row = carve(c, m->hidden, 4);
     f->zero_index = carve(c, t, 4);
     f->ids = carve(c, b, 4);
+    f->rows = carve(c, b, 4);
     f->route_ids = carve(c, t * m->n_experts_per_tok, 4);
     f->route_coef = carve(c, t * m->n_experts_per_tok, 4);
     f->sorted = carve(c, t * m->n_experts_per_tok, 4);
@@ -138,6 +139,13 @@ mq_status mq_forward_create(mq_forward **out, const mq_kernels *kernels, mq_dev 
     carve_host(f, &host);
     for (int64_t i = 0; i < mlp_rows; i++)
         f->iota[i] = (int32_t)i;
+    st = kernels->upload(dev, f->rows, f->iota, 4 * max_rows, err);
+    if (st == MQ_OK)
+        st = kernels->dev_sync(dev, err);
+    if (st != MQ_OK) {
+        mq_forward_free(f);
+        return st;
+    }
     *out = f;
     return MQ_OK;
 }
@@ -178,6 +186,25 @@ mq_status mq_forward_layer(mq_forward *f, mq_forward_mode mode, int layer, float
     return mq_forward_mlp(f, mode, layer, x, n, margin, tap, err);
 }
 
+void mq_forward_capture(mq_forward *f, const int *layers, float *const *out, int n)
+{
+    assert(n >= 0 && n <= MQ_MAX_TAPS);
+    for (int i = 0; i < n; i++) {
+        assert(layers[i] >= 0 && layers[i] < f->m->n_layers);
+        f->capture_layers[i] = layers[i];
+        f->captures[i] = out[i];
+    }
+    f->n_captures = n;
+}
+
+static mq_status capture(mq_forward *f, int layer, const float *x, int64_t n, mq_err *err)
+{
+    for (int i = 0; i < f->n_captures; i++)
+        if (f->capture_layers[i] == layer)
+            MQ_TRY(f->k->gather(f->dev, f->captures[i], x, f->rows, n, f->m->hidden, err));
+    return MQ_OK;
+}
+
 mq_status mq_forward_tokens(mq_forward *f, mq_forward_mode mode, float *x, const int32_t *ids,
                             int64_t n, mq_cache *cache, float *margin, const mq_tap *tap,
                             mq_err *err)
@@ -189,8 +216,10 @@ mq_status mq_forward_tokens(mq_forward *f, mq_forward_mode mode, float *x, const
                        "%lld positions and %lld more, expected at most %lld (the context)",
                        (long long)pos0, (long long)n, (long long)mq_cache_capacity(cache));
     MQ_TRY(mq_forward_embed(f, x, ids, n, err));
-    for (int layer = 0; layer < f->m->n_layers; layer++)
+    for (int layer = 0; layer < f->m->n_layers; layer++) {
         MQ_TRY(mq_forward_layer(f, mode, layer, x, n, pos0, cache, margin, tap, err));
+        MQ_TRY(capture(f, layer, x, n, err));
+    }
     mq_cache_advance(cache, n);
     return MQ_OK;
 }

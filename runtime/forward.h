@@ -92,6 +92,12 @@ mq_status mq_forward_tokens(mq_forward *f, mq_forward_mode mode, float *x, const
                             int64_t n, mq_cache *cache, float *margin, const mq_tap *tap,
                             mq_err *err);
 
+/* From now on every mq_forward_tokens copies its residual stream [n, hidden] after layers[i] (before
+ * any norm) to out[i] [n, hidden] F32 in dev's memory, rows from the first on, for each of n layers
+ * (at most MQ_MAX_TAPS, in any order); any number of ranks.  n 0: no more.  The lists are copied;
+ * what out[i] points to must stay. */
+void mq_forward_capture(mq_forward *f, const int *layers, float *const *out, int n);
+
 /* y [n, hidden] = RMSNorm(x; final norm): what the head sees.  Any n. */
 mq_status mq_forward_final_norm(mq_forward *f, float *y, const float *x, int64_t n, mq_err *err);
 

@@ -22,6 +22,9 @@ struct mq_forward {
     int n_ranks;
     int64_t max_rows, mlp_rows;
     int64_t head_rows; /* rows of a head block when there are several ranks */
+    int n_captures;
+    int capture_layers[MQ_MAX_TAPS];
+    float *captures[MQ_MAX_TAPS]; /* lent by the caller */
 
     void *block;         /* dev's memory behind the arrays that follow */
     float *h;            /* [B, hidden] normed input */
@@ -38,6 +41,7 @@ struct mq_forward {
     float *zero_row;     /* [hidden] zeros */
     int32_t *zero_index; /* [T] zeros */
     int32_t *ids;        /* [B] token ids */
+    int32_t *rows;       /* [B] 0, 1, 2, ... */
     int32_t *route_ids;  /* [T, topk] */
     float *route_coef;   /* [T, topk] */
     int32_t *sorted;     /* [T * topk] rows grouped by expert */

@@ -302,6 +302,52 @@ START_TEST(a_tap_sees_every_input_once)
 }
 END_TEST
 
+START_TEST(captures_are_the_residual_after_their_layers)
+{
+    enum { N = 40, ROWS = 24 };
+    const char *dir = ref_model("nano");
+    for (int ranks = 1; dir && ranks <= 2; ranks++) {
+        bench b;
+        mq_err err;
+        open_bench(&b, dir, ranks, true, ROWS);
+        reference r = load_reference(dir, b.m);
+        int64_t hidden = b.m->hidden;
+        int layers[3] = {b.m->n_layers - 1, 0, 3};
+        float *out[3];
+        for (int i = 0; i < 3; i++)
+            out[i] = ref_floats(b.dev, ROWS * hidden);
+        mq_forward_capture(b.f, layers, out, 3);
+        mq_assert_ok(mq_forward_tokens(b.f, MQ_FORWARD_BATCH, b.x, r.ids, ROWS, b.cache, NULL, NULL,
+                                       &err),
+                     &err);
+        ck_assert_mem_eq(out[0], b.x, (size_t)(ROWS * hidden) * sizeof *b.x);
+        mq_assert_ok(mq_forward_tokens(b.f, MQ_FORWARD_STEP, b.x, r.ids + ROWS, 3, b.cache, NULL,
+                                       NULL, &err),
+                     &err);
+        ck_assert_mem_eq(out[0], b.x, (size_t)(3 * hidden) * sizeof *b.x);
+        /* The same rows layer by layer, over the keys that are there. */
+        mq_assert_ok(mq_forward_embed(b.f, b.x, r.ids + ROWS, 3, &err), &err);
+        for (int l = 0; l <= 3; l++) {
+            mq_assert_ok(mq_forward_layer(b.f, MQ_FORWARD_STEP, l, b.x, 3, ROWS, b.cache, NULL,
+                                          NULL, &err),
+                         &err);
+            if (l == 0 || l == 3)
+                ck_assert_mem_eq(out[l == 0 ? 1 : 2], b.x, (size_t)(3 * hidden) * sizeof *b.x);
+        }
+        float before = out[0][0];
+        mq_forward_capture(b.f, NULL, NULL, 0);
+        mq_assert_ok(mq_forward_tokens(b.f, MQ_FORWARD_STEP, b.x, r.ids, 1, b.cache, NULL, NULL,
+                                       &err),
+                     &err);
+        ck_assert_float_eq(out[0][0], before);
+        for (int i = 0; i < 3; i++)
+            b.k->release(b.dev, out[i]);
+        free_reference(&r);
+        close_bench(&b);
+    }
+}
+END_TEST
+
 START_TEST(wrong_calls_are_refused)
 {
     const char *dir = ref_model("nano");
@@ -337,6 +383,7 @@ int main(void)
     tcase_add_test(t, two_ranks_equal_the_port);
     tcase_add_test(t, windows_share_a_block);
     tcase_add_test(t, a_tap_sees_every_input_once);
+    tcase_add_test(t, captures_are_the_residual_after_their_layers);
     tcase_add_test(t, wrong_calls_are_refused);
     suite_add_tcase(s, t);
     return mq_test_run(s);
