@@ -112,6 +112,53 @@ typedef struct mq_kernels {
      * top_a are set.  Synchronous. */
     mq_status (*logit_stats)(mq_dev *dev, mq_logit_stats *stats, const float *a, const float *b, const int32_t *targets,
                              int64_t n, int64_t vocab, mq_err *err);
+
+    /* ---- Calibration.  Symmetric matrices keep their lower triangle (row >= column); the rest is neither read nor
+     * written.  Codes are q + 8, q in -8..7, one a byte, row-major, in the columns' own order; scales are F32 that are exact in
+     * BF16, [rows, cols / group], group 32, 64 or 128 and dividing cols.  D = W - scale * q.  What these compute depends on
+     * their arguments alone, not on threads; across instruction sets and devices the bits may differ. ---- */
+
+    /* out [n_rows, w.cols] = rows row0 .. of w, widened; every scheme, the bits of mq_matrix_widen. */
+    mq_status (*widen)(mq_dev *dev, float *out, const mq_matrix *w, int64_t row0, int64_t n_rows, mq_err *err);
+
+    /* y [count] = a * y + b * x */
+    mq_status (*axpby)(mq_dev *dev, float *y, float a, const float *x, float b, int64_t count, mq_err *err);
+
+    /* g [cols, cols] += sum over i of weight[i] x_i x_i^T, x [n, cols]; weight [n] finite, not negative (NULL: 1).  F32 sums over
+     * all n rows of a call, then one addition to g: callers cut their rows into blocks of fixed size (2048). */
+    mq_status (*gram)(mq_dev *dev, float *g, const float *x, const float *weight, int64_t n, int64_t cols, mq_err *err);
+
+    /* out [n] = diagonal of g [n, n]. */
+    mq_status (*diag)(mq_dev *dev, float *out, const float *g, int64_t n, mq_err *err);
+
+    /* H = P g P^T + ridge * I, row and column k of H being perm[k] of g (perm a permutation of 0 .. n - 1 in dev's memory).  Factor H
+     * = R R^T, R upper triangular (Cholesky from the last row up): a [n, n] strict upper part a[j][k] = R[j][k] / R[k][k], j < k,
+     * zeros elsewhere; d [n] = R[k][k]^2.  g is not changed.  Synchronous.
+     * MQ_E_NUMERIC: not positive definite, or not finite (the pivot is named). */
+    mq_status (*factor)(mq_dev *dev, float *a, float *d, const float *g, const int32_t *perm, float ridge, int64_t n,
+                        mq_err *err);
+
+    /* Scales of every group by the weighted search of kernels/round.h, omega [cols] finite and not negative (NULL: 1), w [rows,
+     * cols] finite; equals mq_round_group. */
+    mq_status (*search_scales)(mq_dev *dev, float *scale, const float *w, const float *omega, int64_t rows, int64_t cols,
+                               int group, mq_err *err);
+
+    /* Codes by error feedback (LDLQ): with a, d, perm from factor, for k = 0, 1, ...: c = perm[k],
+     *     t = w[c] + sum over j < k of D[perm[j]] * a[j][k];   q[c] = clamp(rne(t / scale of c's group), -8, 7).
+     * codes [rows, cols]; loss [rows] = sum over k of d[k] * (t - scale q)^2 = D H D^T of each row (ridge included).  Source: GPTQ,
+     * arXiv 2210.17323, in the form of QuIP, arXiv 2307.13304. */
+    mq_status (*ldlq)(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const float *scale, const float *a,
+                      const float *d, const int32_t *perm, int64_t rows, int64_t cols, int group, mq_err *err);
+
+    /* loss [rows] = D g D^T of each row; norm [rows] (may be NULL) = W g W^T. */
+    mq_status (*quant_loss)(mq_dev *dev, float *loss, float *norm, const uint8_t *codes, const float *w,
+                            const float *scale, const float *g, int64_t rows, int64_t cols, int group, mq_err *err);
+
+    /* Codes and scales into packed units (src/units.h): b's NULL: a's rows as they are (rows a multiple of 16); otherwise a is gate
+     * and b is up, interleaved (rows of each a multiple of 8).  units [mq_units_bytes(total rows, cols, group)]. */
+    mq_status (*pack_units)(mq_dev *dev, uint8_t *units, const uint8_t *codes_a, const float *scale_a,
+                            const uint8_t *codes_b, const float *scale_b, int64_t rows, int64_t cols, int group,
+                            mq_err *err);
 } mq_kernels;
 
 /* Table by name ("cpu", "cuda"), or NULL when it is not built in.  Static storage. */
