@@ -9,15 +9,28 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "calib/corpus.h"
+#include "calib/expert.h"
 #include "kernels/round.h"
 #include "src/sha256.h"
 #include "tools/cli.h"
 
 enum { MQ_PROJ_GATE, MQ_PROJ_UP, MQ_PROJ_DOWN, MQ_PROJ_COUNT };
 
+/* What a calibrated run is calibrated on, and how; everything borrowed for the call. */
+typedef struct mq_convert_calib {
+    const mq_corpus_file *files; /* [n_files] */
+    int64_t n_files;             /* 0: not calibrated */
+    int64_t n_tokens;            /* rounded down to whole windows */
+    int64_t window;              /* 0: 2048 or the model's limit */
+    mq_calib_recipe recipe;      /* method, switches; group is the options' */
+} mq_convert_calib;
+
 typedef struct mq_convert_options {
     const char *checkpoint, *out_dir;
-    mq_round_method method;
+    mq_round_method method; /* of a run that is not calibrated */
+    mq_convert_calib calib;
+    const char *report_path; /* HTML page, written last, outside of OUT; NULL: none */
     int group;            /* 32, 64, 128 */
     bool force_int4;      /* --experts int4: MXFP4 layers are quantized again */
     int n_ranks;          /* 0: the largest of 8, 4, 2, 1 that works */
