@@ -83,6 +83,11 @@ typedef struct mq_kernels {
     mq_status (*attention)(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads, const float *sink,
                            int window, int64_t n, int64_t pos0, mq_err *err);
 
+    /* Attention of a block whose n rows see one another: as attention, but row i at position pos = pos0 + i sees keys
+     * pos - window < j < pos0 + n (window 0: all below pos0 + n).  n_slots >= min(pos0 + n, window + n - 1). */
+    mq_status (*attention_block)(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads,
+                                 const float *sink, int window, int64_t n, int64_t pos0, mq_err *err);
+
     /* h [n, width] = silu(gate) * up.  interleaved: gate_up [n, 2 width] in mq_gate_up_row order is passed as gate, up is
      * NULL; otherwise gate and up are [n, width]. */
     mq_status (*swiglu)(mq_dev *dev, float *h, const float *gate, const float *up, bool interleaved, int64_t n,
@@ -97,6 +102,9 @@ typedef struct mq_kernels {
     /* out [n, cols] = src rows index[i]. */
     mq_status (*gather)(mq_dev *dev, float *out, const float *src, const int32_t *index, int64_t n, int64_t cols,
                         mq_err *err);
+    /* Columns col0 .. col0 + cols - 1 of y [n, y_cols] = x [n, cols]. */
+    mq_status (*put_cols)(mq_dev *dev, float *y, int64_t y_cols, int64_t col0, const float *x, int64_t n, int64_t cols,
+                          mq_err *err);
     /* y row index[i] += coef[i] * x row i; indexes are distinct. */
     mq_status (*scatter_add)(mq_dev *dev, float *y, const float *x, const int32_t *index, const float *coef, int64_t n,
                              int64_t cols, mq_err *err);
@@ -107,6 +115,10 @@ typedef struct mq_kernels {
      * over the kept ids; the noise is a pure function of (seed, position, id), so a draw depends on nothing else. */
     mq_status (*sample)(mq_dev *dev, int32_t *tokens, const float *logits, const mq_sampling *s, int64_t n, int64_t vocab,
                         int64_t pos0, mq_err *err);
+
+    /* tokens [n], the argmax of logits [n, vocab] (lowest id among equals), and prob [n], its softmax probability; sums in
+     * double.  Always an id and a value of 0 to 1: 0 where no logit, or an infinite one, is the largest. */
+    mq_status (*top)(mq_dev *dev, int32_t *tokens, float *prob, const float *logits, int64_t n, int64_t vocab, mq_err *err);
 
     /* stats [n] (host memory) of logits a and b [n, vocab] against targets [n]; sums in double.  b may be NULL: then only nll_a and
      * top_a are set.  Synchronous. */

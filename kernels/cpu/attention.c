@@ -29,26 +29,45 @@ int64_t mq_attention_scratch_floats(const mq_attention_job *job)
     return (keys + items * (MQ_ATTENTION_KEYS + item_floats) + 15) / 16 * 16;
 }
 
-mq_status mq_cpu_attention(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads, const float *sink,
-                           int window, int64_t n, int64_t pos0, mq_err *err)
+static mq_status attend(mq_dev *dev, const mq_attention_job *job, mq_err *err)
 {
-    mq_attention_job job = {out, q, kv, sink, n_heads, window, n, pos0, (float)(1.0 / sqrt((double)kv->head_dim))};
-    int64_t scratch = mq_attention_scratch_floats(&job), seen = pos0 + n;
+    const mq_kv *kv = job->kv;
+    int64_t n = job->n, window = job->window, scratch = mq_attention_scratch_floats(job), seen = job->pos0 + n;
     if (n == 0)
         return MQ_OK;
     if (window > 0 && seen > window + n)
         seen = window + n;
-    int threads = mq_cpu_threads(dev, (double)n * n_heads * (double)seen * (kv->head_dim + kv->v_head_dim) / 8.0);
+    double ops = (double)n * job->n_heads * (double)seen * (kv->head_dim + kv->v_head_dim) / 8.0;
+    int threads = mq_cpu_threads(dev, ops);
     void *room;
-    MQ_TRY(mq_cpu_workspace(dev, MQ_WS_ATTENTION, threads * scratch * (int64_t)sizeof *q, &room, err));
+    MQ_TRY(mq_cpu_workspace(dev, MQ_WS_ATTENTION, threads * scratch * (int64_t)sizeof(float), &room, err));
     int64_t n_blocks = (n + MQ_ATTENTION_ROWS - 1) / MQ_ATTENTION_ROWS;
     /* Later rows see more keys: deal pieces out one by one so that threads end together. */
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int64_t piece = 0; piece < n_blocks * kv->n_kv_heads; piece++) {
         int64_t row0 = piece / kv->n_kv_heads * MQ_ATTENTION_ROWS;
         int64_t row1 = row0 + MQ_ATTENTION_ROWS < n ? row0 + MQ_ATTENTION_ROWS : n;
-        dev->v->attention(&job, (int)(piece % kv->n_kv_heads), row0, row1,
+        dev->v->attention(job, (int)(piece % kv->n_kv_heads), row0, row1,
                           (float *)room + omp_get_thread_num() * scratch);
     }
     return MQ_OK;
+}
+
+static float score_scale(const mq_kv *kv)
+{
+    return (float)(1.0 / sqrt((double)kv->head_dim));
+}
+
+mq_status mq_cpu_attention(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads, const float *sink,
+                           int window, int64_t n, int64_t pos0, mq_err *err)
+{
+    mq_attention_job job = {out, q, kv, sink, n_heads, window, n, pos0, score_scale(kv), false};
+    return attend(dev, &job, err);
+}
+
+mq_status mq_cpu_attention_block(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads,
+                                 const float *sink, int window, int64_t n, int64_t pos0, mq_err *err)
+{
+    mq_attention_job job = {out, q, kv, sink, n_heads, window, n, pos0, score_scale(kv), true};
+    return attend(dev, &job, err);
 }

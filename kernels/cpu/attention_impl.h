@@ -198,7 +198,8 @@ static inline void attention_rows(const mq_attention_job *job, int kv_head, int6
     float *kt = scratch, *p = kt + (int64_t)kv->head_dim * ATT_K;
     att_item *items = (att_item *)(void *)(p + (int64_t)MQ_ATTENTION_ROWS * share * ATT_K);
     const float *v_rows[ATT_K];
-    int64_t first = INT64_MAX, last = job->pos0 + row1; /* keys first .. last - 1 */
+    int64_t first = INT64_MAX, last; /* keys first .. last - 1 */
+    last = job->pos0 + (job->is_block ? job->n : row1);
     for (int64_t row = row0; row < row1; row++)
         for (int s = 0; s < share; s++, n_items++) {
             int head = kv_head * share + s;
@@ -207,8 +208,8 @@ static inline void attention_rows(const mq_attention_job *job, int kv_head, int6
             it->q = job->q + at * kv->head_dim;
             it->o = job->out + at * kv->v_head_dim;
             it->p = p + (int64_t)n_items * ATT_K;
-            it->hi = pos + 1;
-            it->lo = job->window > 0 && it->hi > job->window ? it->hi - job->window : 0;
+            it->hi = job->is_block ? last : pos + 1;
+            it->lo = job->window > 0 && pos + 1 > job->window ? pos + 1 - job->window : 0;
             it->max = job->sink ? job->sink[head] : -INFINITY;
             it->sum = job->sink ? 1.0f : 0.0f;
             first = it->lo < first ? it->lo : first;

@@ -63,17 +63,23 @@ mq_status mq_cpu_kv_store(mq_dev *dev, const mq_kv *kv, const float *k, const fl
                           int64_t pos0, mq_err *err);
 mq_status mq_cpu_attention(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads, const float *sink,
                            int window, int64_t n, int64_t pos0, mq_err *err);
+mq_status mq_cpu_attention_block(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads,
+                                 const float *sink, int window, int64_t n, int64_t pos0, mq_err *err);
 mq_status mq_cpu_swiglu(mq_dev *dev, float *h, const float *gate, const float *up, bool interleaved, int64_t n,
                         int64_t width, mq_err *err);
 mq_status mq_cpu_route(mq_dev *dev, int32_t *ids, float *coef, float *margin, const float *logits, const float *bias,
                        int64_t n, int n_experts, int topk, bool norm, float scaling, mq_err *err);
 mq_status mq_cpu_gather(mq_dev *dev, float *out, const float *src, const int32_t *index, int64_t n, int64_t cols,
                         mq_err *err);
+mq_status mq_cpu_put_cols(mq_dev *dev, float *y, int64_t y_cols, int64_t col0, const float *x, int64_t n, int64_t cols,
+                          mq_err *err);
 mq_status mq_cpu_scatter_add(mq_dev *dev, float *y, const float *x, const int32_t *index, const float *coef, int64_t n,
                              int64_t cols, mq_err *err);
 mq_status mq_cpu_add(mq_dev *dev, float *y, const float *x, int64_t count, mq_err *err);
 mq_status mq_cpu_sample(mq_dev *dev, int32_t *tokens, const float *logits, const mq_sampling *s, int64_t n,
                         int64_t vocab, int64_t pos0, mq_err *err);
+mq_status mq_cpu_top(mq_dev *dev, int32_t *tokens, float *prob, const float *logits, int64_t n, int64_t vocab,
+                     mq_err *err);
 mq_status mq_cpu_logit_stats(mq_dev *dev, mq_logit_stats *stats, const float *a, const float *b, const int32_t *targets,
                              int64_t n, int64_t vocab, mq_err *err);
 

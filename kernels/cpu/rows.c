@@ -1,4 +1,4 @@
-/* Operations that move or add rows: embedding, gather, scatter-add, add. */
+/* Operations that move or add rows: embedding, gather, columns, scatter-add, add. */
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
@@ -30,6 +30,16 @@ mq_status mq_cpu_gather(mq_dev *dev, float *out, const float *src, const int32_t
 #pragma omp parallel for schedule(static) num_threads(copy_threads(dev, n, cols))
     for (int64_t i = 0; i < n; i++)
         memcpy(out + i * cols, src + index[i] * cols, (size_t)cols * sizeof *out);
+    return MQ_OK;
+}
+
+mq_status mq_cpu_put_cols(mq_dev *dev, float *y, int64_t y_cols, int64_t col0, const float *x, int64_t n, int64_t cols,
+                          mq_err *err)
+{
+    (void)err;
+#pragma omp parallel for schedule(static) num_threads(copy_threads(dev, n, cols))
+    for (int64_t i = 0; i < n; i++)
+        memcpy(y + i * y_cols + col0, x + i * cols, (size_t)cols * sizeof *y);
     return MQ_OK;
 }
 

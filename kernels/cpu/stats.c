@@ -1,5 +1,5 @@
-/* Two rows of logits compared over the whole vocabulary: exact log-softmax, exponentials in F32 (1 ulp), sums in
- * double.  KL(a || b) = sum p_a (a - b) - lse_a + lse_b. */
+/* The best id of a row of logits with its probability; two rows of logits compared over the whole vocabulary: exact
+ * log-softmax, exponentials in F32 (1 ulp), sums in double.  KL(a || b) = sum p_a (a - b) - lse_a + lse_b. */
 #include <math.h>
 #include <stddef.h>
 
@@ -27,6 +27,24 @@ static void compare_rows(const mq_vector_ops *v, mq_logit_stats *out, const floa
     out->nll_b = lse_b - (double)b[target];
     out->top_b = first_of(b, max_b, vocab);
     out->kl = sa.cross / sa.sum - lse_a + lse_b;
+}
+
+static void top_of_row(const mq_vector_ops *v, int32_t *token, float *prob, const float *x, int64_t vocab)
+{
+    float max = v->max(x, vocab);
+    double p = isfinite(max) ? 1.0 / v->softmax_sums(x, NULL, max, 1.0f, vocab).sum : 0.0;
+    *token = first_of(x, max, vocab);
+    *prob = p > 0.0 && p <= 1.0 ? (float)p : 0.0f; /* NaN logits may make the sum anything */
+}
+
+mq_status mq_cpu_top(mq_dev *dev, int32_t *tokens, float *prob, const float *logits, int64_t n, int64_t vocab,
+                     mq_err *err)
+{
+    (void)err;
+#pragma omp parallel for schedule(static) num_threads(mq_cpu_threads(dev, 2.0 * (double)n * (double)vocab))
+    for (int64_t i = 0; i < n; i++)
+        top_of_row(dev->v, &tokens[i], &prob[i], logits + i * vocab, vocab);
+    return MQ_OK;
 }
 
 mq_status mq_cpu_logit_stats(mq_dev *dev, mq_logit_stats *stats, const float *a, const float *b, const int32_t *targets,

@@ -27,7 +27,7 @@ typedef struct mq_fixed_job {
 /* Rows of x taken together through one decoding of the weights. */
 enum { MQ_FIXED_ROWS = 8 };
 
-/* One attention call; mq_kernels.attention documents the fields. */
+/* One attention call; mq_kernels.attention and attention_block document the fields. */
 typedef struct mq_attention_job {
     float *out;
     const float *q;
@@ -35,7 +35,8 @@ typedef struct mq_attention_job {
     const float *sink;
     int n_heads, window;
     int64_t n, pos0;
-    float scale; /* 1 / sqrt(head_dim) */
+    float scale;   /* 1 / sqrt(head_dim) */
+    bool is_block; /* rows see one another: attention_block */
 } mq_attention_job;
 
 /* Rows of q in one piece of attention work, and keys in one block. */

@@ -64,15 +64,15 @@ static void free_setup(setup *t)
     free(t->kv.v);
 }
 
-/* One row and head in double; values are scaled by 0.5. */
-static void slow_attention(double *out, const shape *s, const setup *t, int64_t pos, int head)
+/* One row and head over the keys up to last in double; values are scaled by 0.5. */
+static void slow_attention(double *out, const shape *s, const setup *t, int64_t pos, int64_t last, int head)
 {
     int kv_head = head / (s->n_heads / s->n_kv_heads);
     const float *q = t->q + (pos * s->n_heads + head) * s->head_dim;
     double sum = s->sink ? exp((double)t->sink[head]) : 0.0;
     for (int d = 0; d < s->v_dim; d++)
         out[d] = 0.0;
-    for (int64_t j = 0; j <= pos; j++) {
+    for (int64_t j = 0; j <= last; j++) {
         if (s->window && j <= pos - s->window)
             continue;
         double dot = 0.0;
@@ -106,7 +106,7 @@ START_TEST(attention_equals_the_double_loop)
             run(dev, out, s, &t, s->n, s->total - s->n);
             for (int64_t row = 0; row < s->n; row++)
                 for (int h = 0; h < s->n_heads; h++) {
-                    slow_attention(want, s, &t, s->total - s->n + row, h);
+                    slow_attention(want, s, &t, s->total - s->n + row, s->total - s->n + row, h);
                     for (int d = 0; d < s->v_dim; d++) {
                         double got = (double)out[(row * s->n_heads + h) * s->v_dim + d];
                         /* scores of size up to about 10 err by 1e-6, weights by as much relatively */
@@ -120,6 +120,47 @@ START_TEST(attention_equals_the_double_loop)
         if (dev)
             k->dev_close(dev);
     }
+}
+END_TEST
+
+START_TEST(rows_of_a_block_see_one_another)
+{
+    float *first[N_SHAPES] = {NULL};
+    for (size_t i = 0; i < 3; i++) {
+        mq_dev *dev = open_isa(2, isas[i]);
+        for (int c = 0; dev && c < N_SHAPES; c++) {
+            const shape *s = &shapes[c];
+            setup t = make_setup(dev, s);
+            int64_t n = s->n, pos0 = s->total - n;
+            size_t bytes = (size_t)(n * s->n_heads * s->v_dim) * sizeof(float);
+            float *out = malloc(bytes);
+            double want[128];
+            mq_err err;
+            mq_assert_ok(k->attention_block(dev, out, t.q + pos0 * s->n_heads * s->head_dim, &t.kv, s->n_heads,
+                                            s->sink ? t.sink : NULL, s->window, n, pos0, &err),
+                         &err);
+            for (int64_t row = 0; row < n; row++)
+                for (int h = 0; h < s->n_heads; h++) {
+                    slow_attention(want, s, &t, pos0 + row, s->total - 1, h);
+                    for (int d = 0; d < s->v_dim; d++) {
+                        double got = (double)out[(row * s->n_heads + h) * s->v_dim + d];
+                        ck_assert_msg(fabs(got - want[d]) < 4e-6, "shape %d row %d head %d dim %d: %g, expected %g", c,
+                                      (int)row, h, d, got, want[d]);
+                    }
+                }
+            if (first[c])
+                ck_assert_msg(!memcmp(first[c], out, bytes), "shape %d: %s differs", c, isas[i]);
+            else
+                first[c] = out;
+            if (first[c] != out)
+                free(out);
+            free_setup(&t);
+        }
+        if (dev)
+            k->dev_close(dev);
+    }
+    for (int c = 0; c < N_SHAPES; c++)
+        free(first[c]);
 }
 END_TEST
 
@@ -227,6 +268,7 @@ int main(void)
     Suite *s = suite_create("attention");
     TCase *t = tcase_create("cpu");
     tcase_add_test(t, attention_equals_the_double_loop);
+    tcase_add_test(t, rows_of_a_block_see_one_another);
     tcase_add_test(t, a_row_has_the_same_bits_alone_and_in_company);
     tcase_add_test(t, a_strong_sink_takes_the_weight);
     tcase_add_test(t, store_of_more_rows_than_slots_keeps_the_last);

@@ -1,4 +1,4 @@
-/* Norm, SwiGLU, routing, embedding, gather, scatter and add against plain loops; ties and hostile values. */
+/* Norm, SwiGLU, routing, embedding, gather, columns, scatter and add against plain loops; ties and hostile values. */
 #include <math.h>
 
 #include "kernels/kernels.h"
@@ -185,6 +185,25 @@ START_TEST(embedding_widens_the_rows_asked_for)
 }
 END_TEST
 
+START_TEST(columns_are_put_where_they_belong)
+{
+    enum { ROWS = 3, Y_COLS = 7 };
+    mq_dev *dev;
+    float y[ROWS * Y_COLS] = {0}, x[ROWS * 2] = {1, 2, 3, 4, 5, 6};
+    ck_assert(k->dev_open(&dev, 0, 2, NULL, NULL) == MQ_OK);
+    ck_assert(k->put_cols(dev, y, Y_COLS, 5, x, ROWS, 2, NULL) == MQ_OK);
+    ck_assert(k->put_cols(dev, y, Y_COLS, 0, x, ROWS, 1, NULL) == MQ_OK); /* x is [3, 1] here */
+    ck_assert(k->put_cols(dev, y, Y_COLS, 3, x, 0, 4, NULL) == MQ_OK);
+    for (int i = 0; i < ROWS; i++) {
+        const float *row = y + i * Y_COLS;
+        ck_assert(row[0] == x[i] && row[5] == x[2 * i] && row[6] == x[2 * i + 1]);
+        for (int c = 1; c < 5; c++)
+            ck_assert(row[c] == 0.0f);
+    }
+    k->dev_close(dev);
+}
+END_TEST
+
 START_TEST(gather_scatter_and_add)
 {
     mq_dev *dev;
@@ -216,6 +235,7 @@ int main(void)
     tcase_add_test(t, route_ties_go_to_the_lower_expert);
     tcase_add_test(t, route_equals_a_full_sort);
     tcase_add_test(t, embedding_widens_the_rows_asked_for);
+    tcase_add_test(t, columns_are_put_where_they_belong);
     tcase_add_test(t, gather_scatter_and_add);
     suite_add_tcase(s, t);
     return mq_test_run(s);

@@ -222,6 +222,40 @@ START_TEST(logit_statistics_equal_long_double)
 }
 END_TEST
 
+START_TEST(the_top_id_has_its_probability)
+{
+    enum { ROWS = 3, VOCAB = 700 };
+    float *x = random_floats(ROWS * VOCAB, 3), prob[ROWS], alone;
+    int32_t id[ROWS], id_alone;
+    x[VOCAB + 44] = x[VOCAB + 512] = 9.0f; /* equal: the lower id */
+    ck_assert(k->top(dev, id, prob, x, ROWS, VOCAB, NULL) == MQ_OK);
+    ck_assert_int_eq(id[1], 44);
+    for (int i = 0; i < ROWS; i++) {
+        const float *row = x + i * VOCAB;
+        double sum = 0.0;
+        for (int j = 0; j < VOCAB; j++) {
+            ck_assert(row[j] <= row[id[i]]);
+            sum += exp((double)row[j] - (double)row[id[i]]);
+        }
+        ck_assert(fabs((double)prob[i] - 1.0 / sum) < 1e-6 / sum);
+        ck_assert(k->top(dev, &id_alone, &alone, row, 1, VOCAB, NULL) == MQ_OK);
+        ck_assert(id_alone == id[i] && memcmp(&alone, &prob[i], sizeof alone) == 0);
+    }
+    /* Hostile values: an id and a value of 0 to 1 whatever comes. */
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    for (int b = 0; b < 3; b++) {
+        for (int j = 0; j < VOCAB; j++)
+            x[j] = bad[b];
+        x[2 * VOCAB + 5] = bad[b];
+        ck_assert(k->top(dev, id, prob, x, ROWS, VOCAB, NULL) == MQ_OK);
+        ck_assert_int_eq(id[0], 0);
+        ck_assert(prob[0] == 0.0f);
+        ck_assert(id[2] >= 0 && id[2] < VOCAB && prob[2] >= 0.0f && prob[2] <= 1.0f);
+    }
+    free(x);
+}
+END_TEST
+
 int main(void)
 {
     k = mq_kernels_find("cpu");
@@ -235,6 +269,7 @@ int main(void)
     tcase_add_test(t, a_draw_depends_on_seed_position_and_id_alone);
     tcase_add_test(t, top_p_over_a_flat_wide_vocabulary);
     tcase_add_test(t, logit_statistics_equal_long_double);
+    tcase_add_test(t, the_top_id_has_its_probability);
     suite_add_tcase(s, t);
     int status = mq_test_run(s);
     k->dev_close(dev);
