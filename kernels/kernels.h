@@ -133,7 +133,7 @@ typedef struct mq_kernels {
     /* out [n_rows, w.cols] = rows row0 .. of w, widened; every scheme, the bits of mq_matrix_widen. */
     mq_status (*widen)(mq_dev *dev, float *out, const mq_matrix *w, int64_t row0, int64_t n_rows, mq_err *err);
 
-    /* y [count] = a * y + b * x */
+    /* y [count] = a * y + b * x.  An array whose factor is 0 is not read: it may hold anything, and with b = 0 x may be NULL. */
     mq_status (*axpby)(mq_dev *dev, float *y, float a, const float *x, float b, int64_t count, mq_err *err);
 
     /* g [cols, cols] += sum over i of weight[i] x_i x_i^T, x [n, cols]; weight [n] finite, not negative (NULL: 1).  F32 sums over
@@ -154,6 +154,15 @@ typedef struct mq_kernels {
      * cols] finite; equals mq_round_group. */
     mq_status (*search_scales)(mq_dev *dev, float *scale, const float *w, const float *omega, int64_t rows, int64_t cols,
                                int group, mq_err *err);
+
+    /* Codes of every weight by itself, for scales from search_scales of the same w: the codes of mq_round_group. */
+    mq_status (*nearest)(mq_dev *dev, uint8_t *codes, const float *w, const float *scale, int64_t rows, int64_t cols,
+                         int group, mq_err *err);
+
+    /* err2 [rows] = sum of D^2, norm2 [rows] = sum of W^2, both in double.  codes and scale NULL: norm2 alone, err2 not touched;
+     * norm2 of a row is finite exactly when its weights are. */
+    mq_status (*weight_error)(mq_dev *dev, double *err2, double *norm2, const uint8_t *codes, const float *w,
+                              const float *scale, int64_t rows, int64_t cols, int group, mq_err *err);
 
     /* Codes by error feedback (LDLQ): with a, d, perm from factor, for k = 0, 1, ...: c = perm[k],
      *     t = w[c] + sum over j < k of D[perm[j]] * a[j][k];   q[c] = clamp(rne(t / scale of c's group), -8, 7).
