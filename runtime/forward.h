@@ -80,6 +80,12 @@ mq_status mq_forward_attention_windows(mq_forward *f, mq_forward_mode mode, int 
 mq_status mq_forward_mlp(mq_forward *f, mq_forward_mode mode, int layer, float *x, int64_t n,
                          float *margin, const mq_tap *tap, mq_err *err);
 
+/* Which experts the MLP half would give rows x [n, hidden] of an MoE layer: ids [n, topk] ascending
+ * in each row and coef [n, topk], host memory; n up to mlp_rows.  The bits are those of mq_forward_mlp
+ * for the same n.  x is not changed. */
+mq_status mq_forward_route(mq_forward *f, mq_forward_mode mode, int layer, int32_t *ids,
+                           float *coef, const float *x, int64_t n, mq_err *err);
+
 /* Both halves. */
 mq_status mq_forward_layer(mq_forward *f, mq_forward_mode mode, int layer, float *x, int64_t n,
                            int64_t pos0, mq_cache *cache, float *margin, const mq_tap *tap,

@@ -172,6 +172,19 @@ static mq_status moe(mq_forward *f, mq_forward_mode mode, int layer, const mq_la
     return f->k->add(f->dev, x, f->y, n * f->m->hidden, err);
 }
 
+mq_status mq_forward_route(mq_forward *f, mq_forward_mode mode, int layer, int32_t *ids,
+                           float *coef, const float *x, int64_t n, mq_err *err)
+{
+    assert(n >= 0 && n <= f->mlp_rows && f->m->is_moe[layer]);
+    int64_t picks_bytes = n * f->m->n_experts_per_tok * 4;
+    mq_layer_weights w;
+    MQ_TRY(mq_store_layer(f->store, &w, layer, 0, err));
+    MQ_TRY(route_rows(f, mode, layer, &w, x, n, NULL, NULL, err));
+    MQ_TRY(f->k->download(f->dev, ids, f->route_ids, picks_bytes, err));
+    MQ_TRY(f->k->download(f->dev, coef, f->route_coef, picks_bytes, err));
+    return f->k->dev_sync(f->dev, err);
+}
+
 mq_status mq_forward_mlp(mq_forward *f, mq_forward_mode mode, int layer, float *x, int64_t n,
                          float *margin, const mq_tap *tap, mq_err *err)
 {

@@ -44,6 +44,8 @@ struct mq_store {
         held_vocab;          /* -1 or VOCAB_NONE: nothing */
     mq_layer_weights *layer; /* [n_ranks] */
     mq_mlp_weights expert;
+    mq_store_expert_fn expert_fn; /* asked instead of the backend; NULL: none */
+    void *expert_ctx;
 
     mq_slot *slots;           /* resident: [n_layers] then embedding, head */
     mq_layer_weights *layers; /* [n_layers, n_ranks] */
@@ -401,6 +403,8 @@ mq_status mq_store_expert(mq_store *s, mq_mlp_weights *out, int layer, int exper
         *out = s->experts[((int64_t)layer * s->n_experts + expert) * s->n_ranks + rank];
         return MQ_OK;
     }
+    if (s->expert_fn)
+        return s->expert_fn(s->expert_ctx, out, layer, expert, err);
     if (s->held_expert_layer != layer || s->held_expert != expert || s->held_expert_rank != rank) {
         s->held_expert_layer = -1;
         MQ_TRY(slot_reuse(&s->expert_slot, s->max_expert_bytes, err));
@@ -412,6 +416,13 @@ mq_status mq_store_expert(mq_store *s, mq_mlp_weights *out, int layer, int exper
     }
     *out = s->expert;
     return MQ_OK;
+}
+
+void mq_store_set_experts(mq_store *s, mq_store_expert_fn fn, void *ctx)
+{
+    assert(!s->resident && s->n_ranks == 1);
+    s->expert_fn = fn;
+    s->expert_ctx = ctx;
 }
 
 static mq_status hold_vocab(mq_store *s, int what, mq_err *err)

@@ -67,6 +67,12 @@ mq_status mq_store_layer(mq_store *s, mq_layer_weights *out, int layer, int rank
 /* One routed expert of an MoE layer, this rank's slice. */
 mq_status mq_store_expert(mq_store *s, mq_mlp_weights *out, int layer, int expert, int rank,
                           mq_err *err);
+/* From now on a streaming store of one rank asks fn for routed experts instead of reading them: experts that
+ * are being quantized are in no checkpoint yet.  What fn lends lives until it is called again.  fn NULL: read
+ * as before. */
+typedef mq_status (*mq_store_expert_fn)(void *ctx, mq_mlp_weights *out, int layer, int expert,
+                                        mq_err *err);
+void mq_store_set_experts(mq_store *s, mq_store_expert_fn fn, void *ctx);
 /* Embedding rows: mode of one matrix [vocab, hidden] (whole, whatever the ranks). */
 mq_status mq_store_embedding(mq_store *s, mq_matrix *out, mq_err *err);
 /* Head rows of a rank: [vocab / R, hidden], ids start at rank * vocab / R. */
