@@ -7,13 +7,14 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "calib/corpus.h"
+#include "src/documents.h"
 #include "src/file.h"
 #include "src/pool.h"
 #include "src/tokenizer.h"
 #include "tools/verify_report.h"
 
 enum {
-    MAX_TEXT_BYTES = 1 << 30,
     MAX_CONFIG_BYTES = 16 << 20,
     DEFAULT_WINDOW = 2048,
     DEFAULT_WINDOWS = 32
@@ -199,22 +200,17 @@ static mq_status verify_weights(verify_state *v, checks *list, int n_threads, mq
     return st;
 }
 
+/* All of --text; .jsonl as well as plain text. */
 static mq_status read_text(verify_state *v, mq_err *err)
 {
     const char *dir = v->o->source ? v->o->source : v->packed->dir;
     char *path = mq_path_join(dir, "tokenizer.json");
     mq_tokenizer *tokenizer = NULL;
-    mq_buf text = mq_buf_empty();
     mq_status st =
         path ? mq_tokenizer_open(&tokenizer, path, err) : mq_fail(err, MQ_E_NOMEM, "out of memory");
     if (st == MQ_OK)
-        st = mq_file_load(&text, v->o->text, MAX_TEXT_BYTES, err);
-    if (st == MQ_OK)
-        st = mq_wrap(err,
-                     mq_tokenizer_encode(tokenizer, &v->ids, text.data ? text.data : "", text.n_bytes,
-                                         true, err),
-                     "%s", v->o->text);
-    mq_buf_release(&text);
+        st = mq_corpus_tokens(&v->ids, v->o->text, tokenizer,
+                              mq_tokenizer_find(tokenizer, MQ_DOCUMENTS_SEPARATOR), err);
     mq_tokenizer_close(tokenizer);
     free(path);
     return st;
