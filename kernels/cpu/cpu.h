@@ -82,6 +82,16 @@ mq_status mq_cpu_top(mq_dev *dev, int32_t *tokens, float *prob, const float *log
                      mq_err *err);
 mq_status mq_cpu_logit_stats(mq_dev *dev, mq_logit_stats *stats, const float *a, const float *b, const int32_t *targets,
                              int64_t n, int64_t vocab, mq_err *err);
+mq_status mq_cpu_widen(mq_dev *dev, float *out, const mq_matrix *w, int64_t row0, int64_t n_rows, mq_err *err);
+mq_status mq_cpu_search_scales(mq_dev *dev, float *scale, const float *w, const float *omega, int64_t rows, int64_t cols,
+                               int group, mq_err *err);
+mq_status mq_cpu_nearest(mq_dev *dev, uint8_t *codes, const float *w, const float *scale, int64_t rows, int64_t cols,
+                         int group, mq_err *err);
+mq_status mq_cpu_weight_error(mq_dev *dev, double *err2, double *norm2, const uint8_t *codes, const float *w,
+                              const float *scale, int64_t rows, int64_t cols, int group, mq_err *err);
+mq_status mq_cpu_pack_units(mq_dev *dev, uint8_t *units, const uint8_t *codes_a, const float *scale_a,
+                            const uint8_t *codes_b, const float *scale_b, int64_t rows, int64_t cols, int group,
+                            mq_err *err);
 
 extern const mq_kernels mq_cpu_kernels;
 

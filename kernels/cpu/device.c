@@ -155,4 +155,9 @@ const mq_kernels mq_cpu_kernels = {
     .sample = mq_cpu_sample,
     .top = mq_cpu_top,
     .logit_stats = mq_cpu_logit_stats,
+    .widen = mq_cpu_widen,
+    .search_scales = mq_cpu_search_scales,
+    .nearest = mq_cpu_nearest,
+    .weight_error = mq_cpu_weight_error,
+    .pack_units = mq_cpu_pack_units,
 };

@@ -28,16 +28,16 @@ struct mq_rounder {
     const mq_round_ops *ops;
 };
 
-static mq_status find_ops(const mq_round_ops **out, const char *name, mq_err *err)
+mq_status mq_round_ops_find(const mq_round_ops **out, const char *isa, mq_err *err)
 {
     static const mq_round_ops *const ops[] = {
         [MQ_ISA_SCALAR] = &mq_round_ops_scalar,
         [MQ_ISA_AVX2] = &mq_round_ops_avx2,
         [MQ_ISA_AVX512] = &mq_round_ops_avx512,
     };
-    mq_isa isa;
-    MQ_TRY(mq_isa_choose(&isa, name, err));
-    *out = ops[isa];
+    mq_isa which;
+    MQ_TRY(mq_isa_choose(&which, isa, err));
+    *out = ops[which];
     return MQ_OK;
 }
 
@@ -45,7 +45,7 @@ mq_status mq_rounder_create(mq_rounder **out, const char *isa, mq_err *err)
 {
     *out = NULL;
     const mq_round_ops *ops;
-    MQ_TRY(find_ops(&ops, isa, err));
+    MQ_TRY(mq_round_ops_find(&ops, isa, err));
     mq_rounder *r = aligned_alloc(64, sizeof *r);
     if (!r)
         return mq_fail(err, MQ_E_NOMEM, "out of memory (rounding workspace)");
@@ -160,7 +160,7 @@ static bool round_chunk(mq_rounder *r, mq_round_method method, const mq_round_ch
 
     for (int k = 0; k < n_groups; k++) {
         if (is_search)
-            r->ops->search(c, k, r->max[k], &r->scales, r->work);
+            r->ops->search(c, k, NULL, r->max[k], &r->scales, r->work);
         else
             r->ops->rtn(r->max[k], r->scales.s[k]);
     }

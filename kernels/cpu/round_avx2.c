@@ -160,15 +160,15 @@ void mq_round_columns_avx2(const float *const rows[8], int col, int g, const flo
     }
 }
 
-static void search(const mq_round_chunk *c, int k, const uint32_t max[MQ_UNIT_ROWS],
-                   mq_round_scales *scales, float *work)
+static void search(const mq_round_chunk *c, int k, const float *omega,
+                   const uint32_t max[MQ_UNIT_ROWS], mq_round_scales *scales, float *work)
 {
     float *pre = scales->pre[k];
     for (int r = 0; r < MQ_UNIT_ROWS; r++)
         pre[r] = mq_round_pow2(-mq_round_exponent(max[r]));
     for (int h = 0; h < MQ_UNIT_ROWS; h += VF_LANES) {
         mq_round_columns_avx2(c->rows + h, k * c->group, c->group, pre + h, work, VF_LANES);
-        search_lanes(work, c->group, max + h, scales->s[k] + h, pre + h, scales->inv[k] + h);
+        search_lanes(work, omega, c->group, max + h, scales->s[k] + h, pre + h, scales->inv[k] + h);
     }
 }
 

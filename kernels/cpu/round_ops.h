@@ -18,8 +18,6 @@ enum { MQ_ROUND_CHUNK = 512, MQ_ROUND_GROUPS = MQ_ROUND_CHUNK / 32 };
 /* Added to a value in -8..7 it rounds it half to even and leaves q + 8 in the low bits: 1.5 * 2^23
  * + 8. */
 #define MQ_ROUND_MAGIC 12582920.0f
-#define MQ_ROUND_WORST                                                                             \
-    3.4028234663852886e38f /* above the error of any candidate of a scaled group */
 
 /* Candidates of the search, round.h: exact scales first, then 2 signs of MQ_ROUND_STEPS inverse
  * scales. */
@@ -58,9 +56,10 @@ typedef struct mq_round_ops {
     /* RTN scales of one group of all rows; 64-byte aligned. */
     void (*rtn)(const uint32_t max[MQ_UNIT_ROWS], float s[MQ_UNIT_ROWS]);
 
-    /* Search the scales of group k of all 16 rows.  work: 128 * 16 floats, 64-byte aligned. */
-    void (*search)(const mq_round_chunk *c, int k, const uint32_t max[MQ_UNIT_ROWS],
-                   mq_round_scales *scales, float *work);
+    /* Search the scales of group k of all 16 rows, omega [group] for every row (NULL: 1).  work: 128 *
+     * 16 floats, 64-byte aligned. */
+    void (*search)(const mq_round_chunk *c, int k, const float *omega,
+                   const uint32_t max[MQ_UNIT_ROWS], mq_round_scales *scales, float *work);
 
     /* Codes of rows g and g + 8 (RTN: is_search 0) into the units' code bytes; adds to their lanes.
      */
@@ -73,6 +72,9 @@ typedef struct mq_round_ops {
 } mq_round_ops;
 
 extern const mq_round_ops mq_round_ops_scalar, mq_round_ops_avx2, mq_round_ops_avx512;
+
+/* By name, NULL for the best this processor has; statuses of mq_isa_choose. */
+mq_status mq_round_ops_find(const mq_round_ops **out, const char *isa, mq_err *err);
 
 /* One group, the definition.  is_search: round.h; omega may be NULL. */
 typedef struct mq_round_one {

@@ -128,12 +128,12 @@ static void rtn(const uint32_t max[MQ_UNIT_ROWS], float s[MQ_UNIT_ROWS])
         s[r] = mq_round_rtn_scale(max[r]);
 }
 
-static void search(const mq_round_chunk *c, int k, const uint32_t max[MQ_UNIT_ROWS],
-                   mq_round_scales *scales, float *work)
+static void search(const mq_round_chunk *c, int k, const float *omega,
+                   const uint32_t max[MQ_UNIT_ROWS], mq_round_scales *scales, float *work)
 {
     (void)work;
     for (int r = 0; r < MQ_UNIT_ROWS; r++) {
-        mq_round_one one = mq_round_search_one(c->rows[r] + k * c->group, NULL, c->group, max[r]);
+        mq_round_one one = mq_round_search_one(c->rows[r] + k * c->group, omega, c->group, max[r]);
         scales->s[k][r] = one.s;
         scales->pre[k][r] = one.pre;
         scales->inv[k][r] = one.inv;
