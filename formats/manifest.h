@@ -20,14 +20,26 @@ typedef struct mq_file_digest {
     uint8_t sha256[MQ_SHA256_BYTES];
 } mq_file_digest;
 
+/* What experts were calibrated on, and how. */
+typedef struct mq_recipe_calib {
+    bool present;                  /* method "imatrix" or "gptq" */
+    uint8_t text[MQ_SHA256_BYTES]; /* of the token ids as little-endian 32-bit words */
+    int64_t tokens, window;
+    int weight_power;              /* a token counts with its router coefficient to this power */
+    bool act_order, refit, shrink, quantized_h;
+    float kappa, damp, damp_few;
+    char library[64];              /* of the large matrix products: another one gives other bits */
+} mq_recipe_calib;
+
 typedef struct mq_recipe {
-    char method[16];        /* "rtn", "search", later "imatrix", "gptq"; "none" when no expert was quantized */
+    char method[16];        /* "rtn", "search", "imatrix", "gptq"; "none" when no expert was quantized */
     int group;              /* 32, 64, 128; 0 when no layer is INT4 */
     char compress[16];      /* "none" or "zstd:LEVEL" */
     char backend[16];       /* "cpu" */
-    char isa[16];           /* instruction set, informative: results do not depend on it ("any") */
+    char isa[16];           /* instruction set; "any": results do not depend on it */
     char zstd_version[16];  /* "" without compression */
     uint64_t seed;
+    mq_recipe_calib calib;
 } mq_recipe;
 
 typedef struct mq_manifest {

@@ -185,6 +185,10 @@ typedef struct mq_kernels {
 /* Table by name ("cpu", "cuda"), or NULL when it is not built in.  Static storage. */
 const mq_kernels *mq_kernels_find(const char *name);
 
+/* The library behind the CPU's large products with its version and core, such as "OpenBLAS 0.3.29 SkylakeX": another one may
+ * give other bits. */
+void mq_cpu_library(char *out, int64_t out_bytes);
+
 /* GPUs visible to this process; 0 without CUDA.  Names for people go to name [name_bytes] for ordinal < count. */
 int mq_cuda_count(void);
 bool mq_cuda_name(int ordinal, char *name, int64_t name_bytes);

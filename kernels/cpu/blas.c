@@ -5,7 +5,18 @@
 #include <cblas.h>
 #include <omp.h>
 
+#include <stdio.h>
+#include <string.h>
+
 #include "kernels/cpu/cpu.h"
+
+void mq_cpu_library(char *out, int64_t out_bytes)
+{
+    const char *config = openblas_get_config(); /* "OpenBLAS 0.3.29 DYNAMIC_ARCH ..." */
+    size_t name = strcspn(config, " "), version = strcspn(config + name + (config[name] != 0), " ");
+    snprintf(out, (size_t)out_bytes, "%.*s %s", (int)(name + (config[name] != 0) + version), config,
+             openblas_get_corename());
+}
 
 void mq_blas_gemm_nt(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t ldb, int64_t m,
                      int64_t n, int64_t k)

@@ -78,6 +78,54 @@ START_TEST(printed_manifest_reads_back)
 }
 END_TEST
 
+/* The text with one piece of it replaced, parsed without its digest. */
+static mq_status parse_changed(const mq_buf *text, const char *from, const char *to, mq_err *err)
+{
+    mq_buf changed = mq_buf_empty();
+    mq_manifest r;
+    const char *at = strstr(text->data, from);
+    ck_assert_ptr_nonnull(at);
+    mq_buf_append(&changed, text->data, at - text->data);
+    mq_buf_str(&changed, to);
+    mq_buf_str(&changed, at + strlen(from));
+    mq_status st = mq_manifest_parse_unhashed(&r, changed.data, changed.n_bytes, "m", err);
+    mq_manifest_release(&r);
+    mq_buf_release(&changed);
+    return st;
+}
+
+START_TEST(a_calibrated_recipe_reads_back_and_is_checked)
+{
+    mq_err err;
+    mq_manifest m, r;
+    mq_buf text = mq_buf_empty(), again = mq_buf_empty();
+    make(&m);
+    strcpy(m.recipe.method, "gptq");
+    m.recipe.calib = (mq_recipe_calib){.present = true, .text = {1, 2, 3}, .tokens = 1 << 20, .window = 2048,
+                                       .weight_power = 1, .act_order = true, .shrink = true, .kappa = 0.5f,
+                                       .damp = 0.01f, .damp_few = 0.09f, .library = "OpenBLAS 0.3.21 Haswell"};
+    mq_assert_ok(mq_manifest_print(&text, &m, &err), &err);
+    ck_assert(strstr(text.data, "\"damp\": 0.01,") != NULL);
+    mq_assert_ok(mq_manifest_parse(&r, text.data, text.n_bytes, "m", &err), &err);
+    ck_assert(r.recipe.calib.present && r.recipe.calib.act_order && !r.recipe.calib.refit);
+    ck_assert(r.recipe.calib.damp == 0.01f && r.recipe.calib.kappa == 0.5f);
+    ck_assert_str_eq(r.recipe.calib.library, "OpenBLAS 0.3.21 Haswell");
+    mq_assert_ok(mq_manifest_print(&again, &r, &err), &err);
+    ck_assert_str_eq(again.data, text.data);
+    mq_assert_fails(parse_changed(&text, "\"tokens\": 1048576", "\"tokens\": 0", &err), MQ_E_FORMAT, &err, "'tokens'");
+    mq_assert_fails(parse_changed(&text, "\"weight_power\": 1", "\"weight_power\": 3", &err), MQ_E_FORMAT, &err,
+                    "'weight_power'");
+    mq_assert_fails(parse_changed(&text, "\"refit\": false", "\"refit\": 0", &err), MQ_E_FORMAT, &err, "true or false");
+    mq_assert_fails(parse_changed(&text, "\"kappa\": 0.5", "\"kappa\": -1", &err), MQ_E_FORMAT, &err, "not negative");
+    mq_assert_fails(parse_changed(&text, "\"kappa\": 0.5", "\"kappa\": 1e39", &err), MQ_E_FORMAT, &err, "not negative");
+    mq_assert_fails(parse_changed(&text, "\"shrink\"", "\"shrunk\"", &err), MQ_E_FORMAT, &err, "'shrunk'");
+    mq_buf_release(&text);
+    mq_buf_release(&again);
+    mq_manifest_release(&m);
+    mq_manifest_release(&r);
+}
+END_TEST
+
 /* SHARD.md section 10: 32 bytes of each file, in order. */
 START_TEST(content_is_the_digest_of_the_shards_digests)
 {
@@ -140,6 +188,7 @@ int main(void)
     Suite *s = suite_create("manifest");
     TCase *t = tcase_create("manifest");
     tcase_add_test(t, printed_manifest_reads_back);
+    tcase_add_test(t, a_calibrated_recipe_reads_back_and_is_checked);
     tcase_add_test(t, content_is_the_digest_of_the_shards_digests);
     tcase_add_test(t, every_flipped_bit_of_the_text_is_refused);
     tcase_add_test(t, a_folder_without_manifest_is_not_a_packed_model);
