@@ -130,7 +130,8 @@ typedef struct mq_kernels {
      * BF16, [rows, cols / group], group 32, 64 or 128 and dividing cols.  D = W - scale * q.  What these compute depends on
      * their arguments alone, not on threads; across instruction sets and devices the bits may differ. ---- */
 
-    /* out [n_rows, w.cols] = rows row0 .. of w, widened; every scheme, the bits of mq_matrix_widen. */
+    /* out [n_rows, w.cols] = rows row0 .. of w, widened; the bits of mq_matrix_widen for every scheme (MXFP4 units: but for
+     * the sign of zeros). */
     mq_status (*widen)(mq_dev *dev, float *out, const mq_matrix *w, int64_t row0, int64_t n_rows, mq_err *err);
 
     /* y [count] = a * y + b * x.  An array whose factor is 0 is not read: it may hold anything, and with b = 0 x may be NULL. */
