@@ -11,6 +11,11 @@
  * (mq_draft_propose); what a proposal wrote about uncommitted positions is the drafter's own
  * business and is undone or redone by it.  Everything is a function of the committed rows, the
  * anchor and the weights alone: how many rows a commit brings changes no bit.
+ *
+ * DFlash's window: the block row at position i sees the context of position j iff j + window > i,
+ * so the anchor sees the window - 1 positions before it and each later row one fewer; the rows of a
+ * block all see one another (a window is at least as wide as a block).  MTP's rows see what sliding
+ * layers of the target see.
  * Sources: DFlash and its reference code (github.com/z-lab/dflash), MiMo-V2-Flash technical report
  * section 2.3 (MTP). */
 #ifndef MQ_RUNTIME_DRAFT_H
@@ -38,12 +43,14 @@ bool mq_draft_available(const mq_store *store, mq_draft_kind kind);
 /* A drafter with empty context on the logical ranks of store.  kernels, dev and store (resident or
  * streaming) are borrowed.  max_rows: the most rows of one commit.
  *
- * MQ_E_UNSUPPORTED: the model has no drafter of this kind.  MQ_E_SHAPE, MQ_E_FORMAT: the drafter does
+ * MQ_E_UNSUPPORTED: the model has no drafter of this kind, or one whose window is narrower than its
+ * block.  MQ_E_ARG: store was opened without the drafter (mq_store_options).  MQ_E_SHAPE, MQ_E_FORMAT: the drafter does
  * not fit its target (text names what and where).  MQ_E_NOMEM, MQ_E_DEVICE, and those of the store. */
 mq_status mq_draft_create(mq_draft **out, mq_draft_kind kind, const mq_kernels *kernels, mq_dev *dev,
                           mq_store *store, int64_t max_rows, mq_err *err);
 void mq_draft_free(mq_draft *d); /* accepts NULL */
-/* Bytes that mq_draft_create takes beside the store, from headers alone. */
+/* Bytes that mq_draft_create takes beside the store, from headers alone; 0 where it would not
+ * succeed. */
 int64_t mq_draft_bytes(const mq_store *store, mq_draft_kind kind, int64_t max_rows);
 
 mq_draft_kind mq_draft_kind_of(const mq_draft *d);

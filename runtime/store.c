@@ -14,10 +14,9 @@
 #include <unistd.h>
 
 #include "runtime/store_backend.h"
+#include "runtime/store_draft.h"
 #include "src/dtype.h"
 #include "src/pool.h"
-
-enum { SLOT_ALIGN = 64 };
 
 /* What a vocabulary slot holds. */
 enum { VOCAB_NONE, VOCAB_EMBEDDING, VOCAB_HEAD };
@@ -32,6 +31,7 @@ struct mq_store {
     int64_t *layer_bytes,
         *experts_bytes; /* [n_layers]: everything but experts; all experts, all ranks */
     int64_t embedding_bytes, head_bytes, norm_bytes;
+    mq_drafters drafters; /* those asked for */
     int64_t max_layer_bytes, max_expert_bytes; /* an expert of one rank */
 
     mq_slot norm_slot;
@@ -59,7 +59,7 @@ struct mq_store {
 mq_status mq_slot_take(mq_slot *s, void **out, int64_t n_bytes, mq_err *err)
 {
     *out = NULL;
-    int64_t off = mq_round_up(s->used, SLOT_ALIGN);
+    int64_t off = mq_round_up(s->used, MQ_SLOT_ALIGN);
     if (n_bytes < 0 || off > INT64_MAX / 2 || n_bytes > INT64_MAX / 2)
         return mq_fail(err, MQ_E_NOMEM, "weights of more than 2^62 bytes");
     s->used = off + n_bytes;
@@ -72,16 +72,16 @@ mq_status mq_slot_take(mq_slot *s, void **out, int64_t n_bytes, mq_err *err)
     return MQ_OK;
 }
 
-static mq_status slot_alloc(mq_slot *s, int64_t n_bytes, mq_err *err)
+mq_status mq_slot_alloc(mq_slot *s, int64_t n_bytes, mq_err *err)
 {
-    *s = (mq_slot){NULL, mq_round_up(n_bytes + 1, SLOT_ALIGN), 0, false};
-    s->mem = aligned_alloc(SLOT_ALIGN, (size_t)s->cap);
+    *s = (mq_slot){NULL, mq_round_up(n_bytes + 1, MQ_SLOT_ALIGN), 0, false};
+    s->mem = aligned_alloc(MQ_SLOT_ALIGN, (size_t)s->cap);
     if (!s->mem)
         return mq_fail(err, MQ_E_NOMEM, "weights of %lld bytes: out of memory", (long long)n_bytes);
     return MQ_OK;
 }
 
-static void slot_free(mq_slot *s)
+void mq_slot_free(mq_slot *s)
 {
     free(s->mem);
     *s = (mq_slot){NULL, 0, 0, false};
@@ -105,7 +105,7 @@ static mq_status measure_experts(mq_store *s, void *reader, int layer, mq_err *e
         mq_mlp_weights w;
         MQ_TRY(s->backend.ops->expert(s->backend.impl, reader, &slot, &w, layer, i / s->n_ranks,
                                       i % s->n_ranks, err));
-        total += mq_round_up(slot.used, SLOT_ALIGN);
+        total += mq_round_up(slot.used, MQ_SLOT_ALIGN);
         s->max_expert_bytes = slot.used > s->max_expert_bytes ? slot.used : s->max_expert_bytes;
     }
     s->experts_bytes[layer] = total;
@@ -131,21 +131,23 @@ static mq_status measure(mq_store *s, mq_err *err)
     s->embedding_bytes = embedding.used;
     s->head_bytes = head.used;
     s->norm_bytes = norm.used;
-    return MQ_OK;
+    return mq_drafters_measure(&s->drafters, s->reader, err);
 }
 
 int64_t mq_store_resident_bytes(const mq_store *s)
 {
-    int64_t total = s->embedding_bytes + s->head_bytes + s->norm_bytes;
+    int64_t total = s->embedding_bytes + s->head_bytes + s->norm_bytes +
+                    mq_drafters_resident_bytes(&s->drafters);
     for (int l = 0; l < s->n_layers; l++)
-        total += mq_round_up(s->layer_bytes[l], SLOT_ALIGN) + s->experts_bytes[l];
+        total += mq_round_up(s->layer_bytes[l], MQ_SLOT_ALIGN) + s->experts_bytes[l];
     return total;
 }
 
 int64_t mq_store_streaming_bytes(const mq_store *s)
 {
     int64_t vocab = s->embedding_bytes > s->head_bytes ? s->embedding_bytes : s->head_bytes;
-    return s->max_layer_bytes + s->max_expert_bytes + vocab + s->norm_bytes;
+    return s->max_layer_bytes + s->max_expert_bytes + vocab + s->norm_bytes +
+           mq_drafters_streaming_bytes(&s->drafters);
 }
 
 int64_t mq_store_bytes(const mq_store *s)
@@ -169,14 +171,14 @@ static mq_status load_layer(mq_store *s, void *reader, int layer, mq_err *err)
 {
     const mq_backend_ops *ops = s->backend.ops;
     mq_slot *slot = &s->slots[layer];
-    int64_t bytes = mq_round_up(s->layer_bytes[layer], SLOT_ALIGN) + s->experts_bytes[layer];
-    MQ_TRY(slot_alloc(slot, bytes, err));
+    int64_t bytes = mq_round_up(s->layer_bytes[layer], MQ_SLOT_ALIGN) + s->experts_bytes[layer];
+    MQ_TRY(mq_slot_alloc(slot, bytes, err));
     MQ_TRY(ops->layer(s->backend.impl, reader, slot, s->layers + (int64_t)layer * s->n_ranks, layer,
                       err));
     int64_t n = s->backend.model->is_moe[layer] ? (int64_t)s->n_experts * s->n_ranks : 0;
     for (int64_t i = 0; i < n; i++) {
         mq_mlp_weights *out = &s->experts[(int64_t)layer * s->n_experts * s->n_ranks + i];
-        slot->used = mq_round_up(slot->used, SLOT_ALIGN);
+        slot->used = mq_round_up(slot->used, MQ_SLOT_ALIGN);
         MQ_TRY(ops->expert(s->backend.impl, reader, slot, out, layer, (int)(i / s->n_ranks),
                            (int)(i % s->n_ranks), err));
     }
@@ -194,16 +196,20 @@ static mq_status load_job(void *ctx, int64_t job, int worker, mq_err *err)
     if (job < s->n_layers) {
         st = load_layer(s, reader, (int)job, err);
     } else if (job == s->n_layers) {
-        st = slot_alloc(&s->slots[job], s->embedding_bytes, err);
+        st = mq_slot_alloc(&s->slots[job], s->embedding_bytes, err);
         if (st == MQ_OK)
             st = s->backend.ops->embedding(s->backend.impl, reader, &s->slots[job], &s->embedding,
                                            err);
         report(s, s->embedding_bytes);
-    } else {
-        st = slot_alloc(&s->slots[job], s->head_bytes, err);
+    } else if (job == s->n_layers + 1) {
+        st = mq_slot_alloc(&s->slots[job], s->head_bytes, err);
         if (st == MQ_OK)
             st = s->backend.ops->head(s->backend.impl, reader, &s->slots[job], s->head, err);
         report(s, s->head_bytes);
+    } else {
+        int64_t n_bytes;
+        st = mq_drafters_load(&s->drafters, &n_bytes, reader, job - s->n_layers - 2, err);
+        report(s, n_bytes);
     }
     s->backend.ops->reader_close(s->backend.impl, reader);
     return st;
@@ -212,7 +218,8 @@ static mq_status load_job(void *ctx, int64_t job, int worker, mq_err *err)
 static void drop_resident(mq_store *s)
 {
     for (int64_t i = 0; s->slots && i < s->n_layers + 2; i++)
-        slot_free(&s->slots[i]);
+        mq_slot_free(&s->slots[i]);
+    mq_drafters_drop(&s->drafters);
     free(s->slots);
     free(s->layers);
     free(s->experts);
@@ -236,14 +243,18 @@ mq_status mq_store_load(mq_store *s, mq_err *err)
     s->done_bytes = s->norm_bytes;
     int n_threads = s->options.n_threads > 0 ? s->options.n_threads : mq_cpu_count();
     if (st == MQ_OK)
-        st = mq_pool_run(n_threads, s->n_layers + 2, load_job, s, err);
+        st = mq_drafters_begin(&s->drafters, err);
+    if (st == MQ_OK)
+        st = mq_pool_run(n_threads, s->n_layers + 2 + mq_drafters_n_loads(&s->drafters), load_job,
+                         s, err);
     if (st != MQ_OK) {
         drop_resident(s);
         return st;
     }
-    slot_free(&s->layer_slot);
-    slot_free(&s->expert_slot);
-    slot_free(&s->vocab_slot);
+    mq_slot_free(&s->layer_slot);
+    mq_slot_free(&s->expert_slot);
+    mq_slot_free(&s->vocab_slot);
+    mq_drafters_end(&s->drafters);
     s->resident = true;
     return MQ_OK;
 }
@@ -269,7 +280,8 @@ static mq_status open_backend(mq_store *s, mq_err *err)
     s->packed = has_manifest(s->dir);
     MQ_TRY(s->packed
                ? mq_backend_open_packed(&s->backend, s->dir, s->n_ranks, s->options.check, err)
-               : mq_backend_open_checkpoint(&s->backend, s->dir, s->n_ranks, err));
+               : mq_backend_open_checkpoint(&s->backend, s->dir, s->n_ranks, s->options.dflash,
+                                            err));
     const mq_model *m = s->backend.model;
     s->n_layers = m->n_layers;
     s->n_experts = m->n_experts;
@@ -279,9 +291,11 @@ static mq_status open_backend(mq_store *s, mq_err *err)
     s->head = calloc((size_t)s->n_ranks, sizeof *s->head);
     if (!s->layer_bytes || !s->experts_bytes || !s->layer || !s->head)
         return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", s->dir);
+    MQ_TRY(mq_drafters_init(&s->drafters, &s->backend, s->n_ranks, s->options.dflash,
+                            s->options.mtp, err));
     MQ_TRY(s->backend.ops->reader_open(s->backend.impl, &s->reader, err));
     MQ_TRY(measure(s, err));
-    MQ_TRY(slot_alloc(&s->norm_slot, s->norm_bytes, err));
+    MQ_TRY(mq_slot_alloc(&s->norm_slot, s->norm_bytes, err));
     return s->backend.ops->final_norm(s->backend.impl, s->reader, &s->norm_slot, &s->final_norm,
                                       err);
 }
@@ -318,10 +332,11 @@ void mq_store_close(mq_store *s)
     if (!s)
         return;
     drop_resident(s);
-    slot_free(&s->norm_slot);
-    slot_free(&s->layer_slot);
-    slot_free(&s->expert_slot);
-    slot_free(&s->vocab_slot);
+    mq_slot_free(&s->norm_slot);
+    mq_slot_free(&s->layer_slot);
+    mq_slot_free(&s->expert_slot);
+    mq_slot_free(&s->vocab_slot);
+    mq_drafters_release(&s->drafters);
     if (s->backend.impl) {
         s->backend.ops->reader_close(s->backend.impl, s->reader);
         s->backend.ops->close(s->backend.impl);
@@ -373,7 +388,7 @@ int mq_store_n_ranks(const mq_store *s)
 static mq_status slot_reuse(mq_slot *slot, int64_t n_bytes, mq_err *err)
 {
     slot->used = 0;
-    return slot->mem ? MQ_OK : slot_alloc(slot, n_bytes, err);
+    return slot->mem ? MQ_OK : mq_slot_alloc(slot, n_bytes, err);
 }
 
 mq_status mq_store_layer(mq_store *s, mq_layer_weights *out, int layer, int rank, mq_err *err)
@@ -461,4 +476,26 @@ mq_status mq_store_final_norm(mq_store *s, const float **out, mq_err *err)
     (void)err;
     *out = s->final_norm;
     return MQ_OK;
+}
+
+const mq_draft_model *mq_store_draft_model(const mq_store *s)
+{
+    return s->backend.draft;
+}
+
+mq_status mq_store_draft(mq_store *s, mq_draft_weights *out, mq_err *err)
+{
+    return mq_wrap(err, mq_drafters_shared(&s->drafters, s->reader, out, err), "%s", s->dir);
+}
+
+mq_status mq_store_draft_layer(mq_store *s, mq_draft_layer_weights *out, int layer, int rank,
+                               mq_err *err)
+{
+    return mq_drafters_layer(&s->drafters, s->reader, out, MQ_STACK_DRAFT, layer, rank, err);
+}
+
+mq_status mq_store_mtp_layer(mq_store *s, mq_draft_layer_weights *out, int layer, int rank,
+                             mq_err *err)
+{
+    return mq_drafters_layer(&s->drafters, s->reader, out, MQ_STACK_MTP, layer, rank, err);
 }

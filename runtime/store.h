@@ -26,6 +26,8 @@ typedef struct mq_store_options {
                     that mq_plan allows */
     int n_threads; /* for reading and checking; 0: all processors */
     bool check;    /* packed: compare every record's digest while loading */
+    bool dflash;   /* lend the DFlash drafter, where the model has one; without, it takes no memory */
+    bool mtp;      /* the same for the MTP layers */
     /* Called with bytes read so far and in all while a resident store loads, from any thread, one
      * call at a time; may be NULL. */
     void (*progress)(void *ctx, int64_t done_bytes, int64_t total_bytes);
@@ -78,6 +80,19 @@ mq_status mq_store_embedding(mq_store *s, mq_matrix *out, mq_err *err);
 /* Head rows of a rank: [vocab / R, hidden], ids start at rank * vocab / R. */
 mq_status mq_store_head(mq_store *s, mq_matrix *out, int rank, mq_err *err);
 mq_status mq_store_final_norm(mq_store *s, const float **out, mq_err *err); /* [hidden] F32 */
+
+/* The DFlash drafter's geometry, or NULL where the model has none, whatever the options; the
+ * store's. */
+const mq_draft_model *mq_store_draft_model(const mq_store *s);
+
+/* Weights of the drafters that the options asked for; MQ_E_ARG where they did not, or the model has
+ * none.  Streaming: layers of drafters, of whichever kind, are one more kind; mq_store_draft's stay
+ * until close. */
+mq_status mq_store_draft(mq_store *s, mq_draft_weights *out, mq_err *err);
+mq_status mq_store_draft_layer(mq_store *s, mq_draft_layer_weights *out, int layer, int rank,
+                               mq_err *err);
+mq_status mq_store_mtp_layer(mq_store *s, mq_draft_layer_weights *out, int layer, int rank,
+                             mq_err *err);
 
 #ifdef __cplusplus
 }

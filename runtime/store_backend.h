@@ -1,5 +1,5 @@
-/* What a store asks of the two places weights come from; private to store.c, store_checkpoint.c and
- * store_packed.c.
+/* What a store asks of the two places weights come from; private to store.c, store_draft.c,
+ * store_checkpoint.c and store_packed.c.
  *
  * A backend's load functions take memory from a slot, piece by piece.  With a measuring slot they
  * take the same pieces, read nothing but headers, and leave pointers NULL: so one piece of code
@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "formats/source.h"
 #include "src/model.h"
 #include "src/weights.h"
 
@@ -26,6 +27,10 @@ typedef struct mq_slot {
 
 /* The next n_bytes of the slot; *out is NULL when measuring.  MQ_E_BUG: more than was measured. */
 mq_status mq_slot_take(mq_slot *s, void **out, int64_t n_bytes, mq_err *err);
+/* An empty slot of n_bytes, to be freed with mq_slot_free.  MQ_E_NOMEM. */
+mq_status mq_slot_alloc(mq_slot *s, int64_t n_bytes, mq_err *err);
+void mq_slot_free(mq_slot *s); /* accepts a slot of zeros */
+enum { MQ_SLOT_ALIGN = 64 };
 
 /* A reader holds what a thread keeps open between loads; one thread per reader, any number of
  * readers. */
@@ -42,6 +47,11 @@ typedef struct mq_backend_ops {
     mq_status (*head)(void *impl, void *reader, mq_slot *slot, mq_matrix *out, mq_err *err);
     mq_status (*final_norm)(void *impl, void *reader, mq_slot *slot, const float **out,
                             mq_err *err);
+    /* The DFlash drafter: what it has outside its layers. */
+    mq_status (*draft)(void *impl, void *reader, mq_slot *slot, mq_draft_weights *out, mq_err *err);
+    /* A layer of stack MQ_STACK_DRAFT or MQ_STACK_MTP; out [n_ranks] */
+    mq_status (*draft_layer)(void *impl, void *reader, mq_slot *slot, mq_draft_layer_weights *out,
+                             mq_stack stack, int layer, mq_err *err);
     void (*close)(void *impl);
 } mq_backend_ops;
 
@@ -49,11 +59,13 @@ typedef struct mq_backend {
     const mq_backend_ops *ops;
     void *impl;            /* owned */
     const mq_model *model; /* of impl */
+    const mq_draft_model *draft; /* of impl; NULL: no DFlash drafter */
 } mq_backend;
 
-/* Open dir as a checkpoint or a packed model, seen by n_ranks logical ranks; check: compare digests
- * of records. */
-mq_status mq_backend_open_checkpoint(mq_backend *out, const char *dir, int n_ranks, mq_err *err);
+/* Open dir as a checkpoint or a packed model, seen by n_ranks logical ranks; with_draft: the number
+ * of ranks must suit the DFlash drafter too; check: compare digests of records. */
+mq_status mq_backend_open_checkpoint(mq_backend *out, const char *dir, int n_ranks, bool with_draft,
+                                     mq_err *err);
 mq_status mq_backend_open_packed(mq_backend *out, const char *dir, int n_ranks, bool check,
                                  mq_err *err);
 

@@ -22,10 +22,18 @@ typedef struct span {
     int64_t row0, n_rows, col0, n_cols;
 } span;
 
-static mq_key key_of(int layer, mq_role role, int expert)
+/* A layer of the model or of a drafter. */
+typedef struct place {
+    mq_stack stack;
+    int layer;
+} place;
+
+static mq_key key_of(place at, mq_role role)
 {
-    return (mq_key){MQ_STACK_MODEL, layer, role, expert};
+    return (mq_key){at.stack, at.layer, role, -1};
 }
+
+static const place NO_LAYER = {MQ_STACK_MODEL, -1};
 
 static mq_status read_matrix(const checkpoint *c, mq_slot *slot, mq_matrix *out, mq_key key, span s,
                              mq_err *err)
@@ -74,10 +82,9 @@ static mq_status read_vector(const checkpoint *c, mq_slot *slot, const float **o
     return st;
 }
 
-static mq_status read_attn(const checkpoint *c, mq_slot *slot, mq_attn_weights *out, int layer,
-                           int rank, mq_err *err)
+static mq_status read_attn(const checkpoint *c, mq_slot *slot, mq_attn_weights *out, place at,
+                           const mq_attn_geometry *g, int rank, mq_err *err)
 {
-    const mq_attn_geometry *g = mq_model_attn(c->m, layer);
     mq_head_slice h = mq_slice_heads(g, c->n_ranks, rank);
     span q = {(int64_t)h.head0 * g->head_dim, (int64_t)h.n_heads * g->head_dim, 0, 0};
     span k = {(int64_t)h.kv_head0 * g->head_dim, (int64_t)h.n_kv_heads * g->head_dim, 0, 0};
@@ -85,51 +92,58 @@ static mq_status read_attn(const checkpoint *c, mq_slot *slot, mq_attn_weights *
     span o = {0, 0, (int64_t)h.head0 * g->v_head_dim, (int64_t)h.n_heads * g->v_head_dim};
 
     *out = (mq_attn_weights){.n_heads = h.n_heads, .n_kv_heads = h.n_kv_heads};
-    MQ_TRY(read_matrix(c, slot, &out->q, key_of(layer, MQ_ROLE_Q, -1), q, err));
-    MQ_TRY(read_matrix(c, slot, &out->k, key_of(layer, MQ_ROLE_K, -1), k, err));
-    MQ_TRY(read_matrix(c, slot, &out->v, key_of(layer, MQ_ROLE_V, -1), v, err));
-    MQ_TRY(read_matrix(c, slot, &out->o, key_of(layer, MQ_ROLE_O, -1), o, err));
+    MQ_TRY(read_matrix(c, slot, &out->q, key_of(at, MQ_ROLE_Q), q, err));
+    MQ_TRY(read_matrix(c, slot, &out->k, key_of(at, MQ_ROLE_K), k, err));
+    MQ_TRY(read_matrix(c, slot, &out->v, key_of(at, MQ_ROLE_V), v, err));
+    MQ_TRY(read_matrix(c, slot, &out->o, key_of(at, MQ_ROLE_O), o, err));
     if (g->has_sink)
-        MQ_TRY(read_vector(c, slot, &out->sink, key_of(layer, MQ_ROLE_SINK, -1), h.head0, h.n_heads,
-                           err));
+        MQ_TRY(read_vector(c, slot, &out->sink, key_of(at, MQ_ROLE_SINK), h.head0, h.n_heads, err));
     return MQ_OK;
 }
 
-/* The three matrices of a SwiGLU block whose full width is width; roles are those of gate, up and
- * down. */
-static mq_status read_mlp(const checkpoint *c, mq_slot *slot, mq_mlp_weights *out, int layer,
-                          const mq_role roles[3], int expert, int64_t width, int rank, mq_err *err)
+/* The three matrices of a SwiGLU block whose full width is width, the gate's key given; those of up
+ * and down are the next two roles. */
+static mq_status read_mlp(const checkpoint *c, mq_slot *slot, mq_mlp_weights *out, mq_key gate,
+                          int64_t width, int rank, mq_err *err)
 {
+    mq_key up = gate, down = gate;
+    up.role = gate.role + 1;
+    down.role = gate.role + 2;
     int64_t part = width / c->n_ranks;
     span rows = {rank * part, part, 0, 0}, cols = {0, 0, rank * part, part};
     *out = (mq_mlp_weights){.interleaved = false};
-    MQ_TRY(read_matrix(c, slot, &out->gate, key_of(layer, roles[0], expert), rows, err));
-    MQ_TRY(read_matrix(c, slot, &out->up, key_of(layer, roles[1], expert), rows, err));
-    return read_matrix(c, slot, &out->down, key_of(layer, roles[2], expert), cols, err);
+    MQ_TRY(read_matrix(c, slot, &out->gate, gate, rows, err));
+    MQ_TRY(read_matrix(c, slot, &out->up, up, rows, err));
+    return read_matrix(c, slot, &out->down, down, cols, err);
+}
+
+static mq_status read_norms(const checkpoint *c, mq_slot *slot, mq_layer_weights *out, place at,
+                            mq_err *err)
+{
+    MQ_TRY(read_vector(c, slot, &out->input_norm, key_of(at, MQ_ROLE_INPUT_NORM), 0, 0, err));
+    return read_vector(c, slot, &out->post_norm, key_of(at, MQ_ROLE_POST_NORM), 0, 0, err);
 }
 
 static mq_status load_layer(void *impl, void *reader, mq_slot *slot, mq_layer_weights *out,
                             int layer, mq_err *err)
 {
-    static const mq_role dense[3] = {MQ_ROLE_GATE, MQ_ROLE_UP, MQ_ROLE_DOWN};
     const checkpoint *c = impl;
+    const place at = {MQ_STACK_MODEL, layer};
     (void)reader;
     mq_layer_weights common = {.is_moe = c->m->is_moe[layer]};
-    MQ_TRY(
-        read_vector(c, slot, &common.input_norm, key_of(layer, MQ_ROLE_INPUT_NORM, -1), 0, 0, err));
-    MQ_TRY(
-        read_vector(c, slot, &common.post_norm, key_of(layer, MQ_ROLE_POST_NORM, -1), 0, 0, err));
+    MQ_TRY(read_norms(c, slot, &common, at, err));
     if (common.is_moe) {
         span all = {0, 0, 0, 0};
-        MQ_TRY(read_matrix(c, slot, &common.router, key_of(layer, MQ_ROLE_ROUTER, -1), all, err));
-        MQ_TRY(read_vector(c, slot, &common.router_bias, key_of(layer, MQ_ROLE_ROUTER_BIAS, -1), 0,
-                           0, err));
+        MQ_TRY(read_matrix(c, slot, &common.router, key_of(at, MQ_ROLE_ROUTER), all, err));
+        MQ_TRY(
+            read_vector(c, slot, &common.router_bias, key_of(at, MQ_ROLE_ROUTER_BIAS), 0, 0, err));
     }
     for (int r = 0; r < c->n_ranks; r++) {
         out[r] = common;
-        MQ_TRY(read_attn(c, slot, &out[r].attn, layer, r, err));
+        MQ_TRY(read_attn(c, slot, &out[r].attn, at, mq_model_attn(c->m, layer), r, err));
         if (!common.is_moe)
-            MQ_TRY(read_mlp(c, slot, &out[r].mlp, layer, dense, -1, c->m->intermediate, r, err));
+            MQ_TRY(read_mlp(c, slot, &out[r].mlp, key_of(at, MQ_ROLE_GATE), c->m->intermediate, r,
+                            err));
     }
     return MQ_OK;
 }
@@ -137,17 +151,73 @@ static mq_status load_layer(void *impl, void *reader, mq_slot *slot, mq_layer_we
 static mq_status load_expert(void *impl, void *reader, mq_slot *slot, mq_mlp_weights *out,
                              int layer, int expert, int rank, mq_err *err)
 {
-    static const mq_role routed[3] = {MQ_ROLE_EXPERT_GATE, MQ_ROLE_EXPERT_UP, MQ_ROLE_EXPERT_DOWN};
+    const checkpoint *c = impl;
+    mq_key gate = {MQ_STACK_MODEL, layer, MQ_ROLE_EXPERT_GATE, expert};
+    (void)reader;
+    return read_mlp(c, slot, out, gate, c->m->moe_intermediate, rank, err);
+}
+
+/* ---- Drafters ---- */
+
+static mq_status load_draft(void *impl, void *reader, mq_slot *slot, mq_draft_weights *out,
+                            mq_err *err)
+{
+    static const place draft = {MQ_STACK_DRAFT, -1};
     const checkpoint *c = impl;
     (void)reader;
-    return read_mlp(c, slot, out, layer, routed, expert, c->m->moe_intermediate, rank, err);
+    MQ_TRY(
+        read_matrix(c, slot, &out->fc, key_of(draft, MQ_ROLE_DRAFT_FC), (span){0, 0, 0, 0}, err));
+    MQ_TRY(read_vector(c, slot, &out->hidden_norm, key_of(draft, MQ_ROLE_DRAFT_HIDDEN_NORM), 0, 0,
+                       err));
+    MQ_TRY(read_vector(c, slot, &out->norm, key_of(draft, MQ_ROLE_DRAFT_NORM), 0, 0, err));
+    return read_vector(c, slot, &out->mask, key_of(draft, MQ_ROLE_DRAFT_MASK), 0, 0, err);
 }
+
+/* Norms, which all ranks share. */
+static mq_status read_draft_norms(const checkpoint *c, mq_slot *slot, mq_draft_layer_weights *out,
+                                  place at, mq_err *err)
+{
+    MQ_TRY(read_norms(c, slot, &out->layer, at, err));
+    if (at.stack == MQ_STACK_DRAFT) {
+        MQ_TRY(read_vector(c, slot, &out->q_norm, key_of(at, MQ_ROLE_DRAFT_Q_NORM), 0, 0, err));
+        return read_vector(c, slot, &out->k_norm, key_of(at, MQ_ROLE_DRAFT_K_NORM), 0, 0, err);
+    }
+    MQ_TRY(read_vector(c, slot, &out->enorm, key_of(at, MQ_ROLE_MTP_ENORM), 0, 0, err));
+    MQ_TRY(read_vector(c, slot, &out->hnorm, key_of(at, MQ_ROLE_MTP_HNORM), 0, 0, err));
+    return read_vector(c, slot, &out->final_norm, key_of(at, MQ_ROLE_MTP_FINAL_NORM), 0, 0, err);
+}
+
+static mq_status load_draft_layer(void *impl, void *reader, mq_slot *slot,
+                                  mq_draft_layer_weights *out, mq_stack stack, int layer,
+                                  mq_err *err)
+{
+    const checkpoint *c = impl;
+    const mq_draft_model *d = &c->source->draft;
+    const place at = {stack, layer};
+    const mq_attn_geometry *g = stack == MQ_STACK_DRAFT ? &d->attn : &c->m->swa;
+    int64_t width = stack == MQ_STACK_DRAFT ? d->intermediate : c->m->intermediate;
+    int64_t part = c->m->hidden / c->n_ranks;
+    (void)reader;
+    mq_draft_layer_weights common = {.layer = {.is_moe = false}};
+    MQ_TRY(read_draft_norms(c, slot, &common, at, err));
+    for (int r = 0; r < c->n_ranks; r++) {
+        out[r] = common;
+        MQ_TRY(read_attn(c, slot, &out[r].layer.attn, at, g, r, err));
+        MQ_TRY(read_mlp(c, slot, &out[r].layer.mlp, key_of(at, MQ_ROLE_GATE), width, r, err));
+        if (stack == MQ_STACK_MTP)
+            MQ_TRY(read_matrix(c, slot, &out[r].eh_proj, key_of(at, MQ_ROLE_MTP_EH_PROJ),
+                               (span){r * part, part, 0, 0}, err));
+    }
+    return MQ_OK;
+}
+
+/* ---- What is not in a layer ---- */
 
 static mq_status load_embedding(void *impl, void *reader, mq_slot *slot, mq_matrix *out,
                                 mq_err *err)
 {
     (void)reader;
-    return read_matrix(impl, slot, out, key_of(-1, MQ_ROLE_EMBED, -1), (span){0, 0, 0, 0}, err);
+    return read_matrix(impl, slot, out, key_of(NO_LAYER, MQ_ROLE_EMBED), (span){0, 0, 0, 0}, err);
 }
 
 static mq_status load_head(void *impl, void *reader, mq_slot *slot, mq_matrix *out, mq_err *err)
@@ -156,7 +226,7 @@ static mq_status load_head(void *impl, void *reader, mq_slot *slot, mq_matrix *o
     (void)reader;
     int64_t part = c->m->vocab / c->n_ranks;
     for (int r = 0; r < c->n_ranks; r++)
-        MQ_TRY(read_matrix(c, slot, &out[r], key_of(-1, MQ_ROLE_HEAD, -1),
+        MQ_TRY(read_matrix(c, slot, &out[r], key_of(NO_LAYER, MQ_ROLE_HEAD),
                            (span){r * part, part, 0, 0}, err));
     return MQ_OK;
 }
@@ -165,7 +235,7 @@ static mq_status load_final_norm(void *impl, void *reader, mq_slot *slot, const 
                                  mq_err *err)
 {
     (void)reader;
-    return read_vector(impl, slot, out, key_of(-1, MQ_ROLE_FINAL_NORM, -1), 0, 0, err);
+    return read_vector(impl, slot, out, key_of(NO_LAYER, MQ_ROLE_FINAL_NORM), 0, 0, err);
 }
 
 static mq_status open_reader(void *impl, void **reader, mq_err *err)
@@ -189,24 +259,35 @@ static void close_checkpoint(void *impl)
     free(c);
 }
 
-mq_status mq_backend_open_checkpoint(mq_backend *out, const char *dir, int n_ranks, mq_err *err)
+mq_status mq_backend_open_checkpoint(mq_backend *out, const char *dir, int n_ranks, bool with_draft,
+                                     mq_err *err)
 {
-    static const mq_backend_ops ops = {open_reader,     close_reader,    load_layer,
-                                       load_expert,     load_embedding,  load_head,
-                                       load_final_norm, close_checkpoint};
-    *out = (mq_backend){NULL, NULL, NULL};
+    static const mq_backend_ops ops = {.reader_open = open_reader,
+                                       .reader_close = close_reader,
+                                       .layer = load_layer,
+                                       .expert = load_expert,
+                                       .embedding = load_embedding,
+                                       .head = load_head,
+                                       .final_norm = load_final_norm,
+                                       .draft = load_draft,
+                                       .draft_layer = load_draft_layer,
+                                       .close = close_checkpoint};
+    *out = (mq_backend){NULL, NULL, NULL, NULL};
     checkpoint *c = calloc(1, sizeof *c);
     if (!c)
         return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", dir);
     c->n_ranks = n_ranks;
     mq_status st = mq_source_open(&c->source, dir, err);
+    const mq_draft_model *draft = st == MQ_OK && c->source->has_draft ? &c->source->draft : NULL;
     if (st == MQ_OK && n_ranks != 1)
-        st = mq_wrap(err, mq_plan_check_ranks(&c->source->model, NULL, n_ranks, 0, err), "%s", dir);
+        st = mq_wrap(
+            err, mq_plan_check_ranks(&c->source->model, with_draft ? draft : NULL, n_ranks, 0, err),
+            "%s", dir);
     if (st != MQ_OK) {
         close_checkpoint(c);
         return st;
     }
     c->m = &c->source->model;
-    *out = (mq_backend){&ops, c, c->m};
+    *out = (mq_backend){&ops, c, c->m, draft};
     return MQ_OK;
 }

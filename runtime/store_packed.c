@@ -21,16 +21,24 @@ typedef struct packed {
     bool check;
 } packed;
 
-/* The shards of one layer, or of the head. */
+/* The shards of one layer, of the head, or of the DFlash drafter. */
 typedef struct reader {
     int64_t first_file; /* plan index of rank 0's file; -1: none open */
     int n_shards;
     mq_shard *shards[];
 } reader;
 
-static mq_key key_of(int layer, mq_role role, int expert)
+/* A layer of the model or of a drafter. */
+typedef struct place {
+    mq_stack stack;
+    int layer;
+} place;
+
+static const place NO_LAYER = {MQ_STACK_MODEL, -1};
+
+static mq_key key_of(place at, mq_role role)
 {
-    return (mq_key){MQ_STACK_MODEL, layer, role, expert};
+    return (mq_key){at.stack, at.layer, role, -1};
 }
 
 static void close_shards(reader *r)
@@ -42,10 +50,21 @@ static void close_shards(reader *r)
     r->first_file = -1;
 }
 
-/* Plan order: common, layers with the rank running fastest, head (formats/plan.h). */
-static mq_status open_shards(const packed *c, reader *r, int layer, mq_err *err)
+/* Plan order: common, layers with the rank running fastest, head, MTP layers, drafter
+ * (formats/plan.h). */
+static int64_t first_file(const packed *c, mq_key key)
 {
-    int64_t first = 1 + (int64_t)(layer >= 0 ? layer : c->m->n_layers) * c->n_files;
+    int64_t layers = c->m->n_layers;
+    int64_t group = key.stack == MQ_STACK_DRAFT ? layers + 1 + c->m->n_mtp
+                    : key.stack == MQ_STACK_MTP ? layers + 1 + key.layer
+                    : key.layer >= 0            ? key.layer
+                                                : layers;
+    return 1 + group * c->n_files;
+}
+
+static mq_status open_shards(const packed *c, reader *r, mq_key key, mq_err *err)
+{
+    int64_t first = first_file(c, key);
     if (r->first_file == first)
         return MQ_OK;
     close_shards(r);
@@ -108,9 +127,9 @@ static mq_status load_vector(const packed *c, mq_slot *slot, const float **out, 
 /* Rows of a fused chunk's share of q, k or v; INT64_MAX where nothing is fused. */
 static int64_t chunk_rows(const mq_model *m, mq_key key)
 {
-    if (!m->fused_qkv || key.layer < 0)
+    if (!m->fused_qkv || key.layer < 0 || key.stack == MQ_STACK_DRAFT)
         return INT64_MAX;
-    const mq_attn_geometry *g = mq_model_attn(m, key.layer);
+    const mq_attn_geometry *g = key.stack == MQ_STACK_MTP ? &m->swa : mq_model_attn(m, key.layer);
     int64_t chunks = m->full.n_kv_heads;
     switch (key.role) {
     case MQ_ROLE_Q:
@@ -234,7 +253,7 @@ static mq_status load_merged(const packed *c, const reader *r, mq_slot *slot, mq
 static mq_status load_matrix(const packed *c, reader *r, mq_slot *slot, mq_matrix *out, mq_key key,
                              int first, int n, int64_t rows, int64_t cols, mq_err *err)
 {
-    MQ_TRY(open_shards(c, r, key.layer, err));
+    MQ_TRY(open_shards(c, r, key, err));
     if (n == 1) {
         int64_t i;
         MQ_TRY(find_record(&i, r->shards[first], key, err));
@@ -256,50 +275,52 @@ static mq_status load_rank(const packed *c, reader *r, mq_slot *slot, mq_matrix 
 }
 
 static mq_status load_attn(const packed *c, reader *r, mq_slot *slot, mq_attn_weights *out,
-                           int layer, int rank, mq_err *err)
+                           place at, const mq_attn_geometry *g, int rank, mq_err *err)
 {
-    const mq_attn_geometry *g = mq_model_attn(c->m, layer);
     mq_head_slice h = mq_slice_heads(g, c->n_ranks, rank);
     int64_t hidden = c->m->hidden, nh = h.n_heads, nkv = h.n_kv_heads;
     *out = (mq_attn_weights){.n_heads = h.n_heads, .n_kv_heads = h.n_kv_heads};
-    MQ_TRY(load_rank(c, r, slot, &out->q, key_of(layer, MQ_ROLE_Q, -1), rank, nh * g->head_dim,
-                     hidden, err));
-    MQ_TRY(load_rank(c, r, slot, &out->k, key_of(layer, MQ_ROLE_K, -1), rank, nkv * g->head_dim,
-                     hidden, err));
-    MQ_TRY(load_rank(c, r, slot, &out->v, key_of(layer, MQ_ROLE_V, -1), rank, nkv * g->v_head_dim,
-                     hidden, err));
-    MQ_TRY(load_rank(c, r, slot, &out->o, key_of(layer, MQ_ROLE_O, -1), rank, hidden,
-                     nh * g->v_head_dim, err));
+    MQ_TRY(
+        load_rank(c, r, slot, &out->q, key_of(at, MQ_ROLE_Q), rank, nh * g->head_dim, hidden, err));
+    MQ_TRY(load_rank(c, r, slot, &out->k, key_of(at, MQ_ROLE_K), rank, nkv * g->head_dim, hidden,
+                     err));
+    MQ_TRY(load_rank(c, r, slot, &out->v, key_of(at, MQ_ROLE_V), rank, nkv * g->v_head_dim, hidden,
+                     err));
+    MQ_TRY(load_rank(c, r, slot, &out->o, key_of(at, MQ_ROLE_O), rank, hidden, nh * g->v_head_dim,
+                     err));
     if (g->has_sink)
-        MQ_TRY(load_vector(c, slot, &out->sink, key_of(layer, MQ_ROLE_SINK, -1), h.head0, h.n_heads,
-                           err));
+        MQ_TRY(load_vector(c, slot, &out->sink, key_of(at, MQ_ROLE_SINK), h.head0, h.n_heads, err));
     return MQ_OK;
 }
 
+/* A dense MLP whose full width is width. */
 static mq_status load_dense(const packed *c, reader *r, mq_slot *slot, mq_mlp_weights *out,
-                            int layer, int rank, mq_err *err)
+                            place at, int64_t width, int rank, mq_err *err)
 {
-    int64_t width = c->m->intermediate / c->n_ranks, hidden = c->m->hidden;
+    int64_t part = width / c->n_ranks, hidden = c->m->hidden;
     *out = (mq_mlp_weights){.interleaved = false};
-    MQ_TRY(load_rank(c, r, slot, &out->gate, key_of(layer, MQ_ROLE_GATE, -1), rank, width, hidden,
-                     err));
-    MQ_TRY(
-        load_rank(c, r, slot, &out->up, key_of(layer, MQ_ROLE_UP, -1), rank, width, hidden, err));
-    return load_rank(c, r, slot, &out->down, key_of(layer, MQ_ROLE_DOWN, -1), rank, hidden, width,
-                     err);
+    MQ_TRY(load_rank(c, r, slot, &out->gate, key_of(at, MQ_ROLE_GATE), rank, part, hidden, err));
+    MQ_TRY(load_rank(c, r, slot, &out->up, key_of(at, MQ_ROLE_UP), rank, part, hidden, err));
+    return load_rank(c, r, slot, &out->down, key_of(at, MQ_ROLE_DOWN), rank, hidden, part, err);
 }
 
-static mq_status load_router(const packed *c, mq_slot *slot, mq_layer_weights *out, int layer,
-                             mq_err *err)
+/* A matrix of the common file. */
+static mq_status load_common(const packed *c, mq_slot *slot, mq_matrix *out, mq_key key,
+                             int64_t rows, int64_t cols, mq_err *err)
 {
     int64_t i;
-    mq_key key = key_of(layer, MQ_ROLE_ROUTER, -1);
+    char name[MQ_KEY_NAME];
+    mq_key_name(name, sizeof name, key);
     MQ_TRY(find_record(&i, c->common, key, err));
-    MQ_TRY(load_record(c, slot, &out->router, c->common, i, err));
-    MQ_TRY(mq_wrap(err, mq_backend_check(&out->router, c->m->n_experts, c->m->hidden, err),
-                   "layer %d: router", layer));
-    return load_vector(c, slot, &out->router_bias, key_of(layer, MQ_ROLE_ROUTER_BIAS, -1), 0, 0,
-                       err);
+    MQ_TRY(load_record(c, slot, out, c->common, i, err));
+    return mq_wrap(err, mq_backend_check(out, rows, cols, err), "tensor '%s'", name);
+}
+
+static mq_status load_norms(const packed *c, mq_slot *slot, mq_layer_weights *out, place at,
+                            mq_err *err)
+{
+    MQ_TRY(load_vector(c, slot, &out->input_norm, key_of(at, MQ_ROLE_INPUT_NORM), 0, 0, err));
+    return load_vector(c, slot, &out->post_norm, key_of(at, MQ_ROLE_POST_NORM), 0, 0, err);
 }
 
 /* ---- What the store asks for ---- */
@@ -308,18 +329,20 @@ static mq_status load_layer(void *impl, void *rd, mq_slot *slot, mq_layer_weight
                             mq_err *err)
 {
     const packed *c = impl;
+    const place at = {MQ_STACK_MODEL, layer};
     mq_layer_weights common = {.is_moe = c->m->is_moe[layer]};
-    MQ_TRY(
-        load_vector(c, slot, &common.input_norm, key_of(layer, MQ_ROLE_INPUT_NORM, -1), 0, 0, err));
-    MQ_TRY(
-        load_vector(c, slot, &common.post_norm, key_of(layer, MQ_ROLE_POST_NORM, -1), 0, 0, err));
-    if (common.is_moe)
-        MQ_TRY(load_router(c, slot, &common, layer, err));
+    MQ_TRY(load_norms(c, slot, &common, at, err));
+    if (common.is_moe) {
+        MQ_TRY(load_common(c, slot, &common.router, key_of(at, MQ_ROLE_ROUTER), c->m->n_experts,
+                           c->m->hidden, err));
+        MQ_TRY(
+            load_vector(c, slot, &common.router_bias, key_of(at, MQ_ROLE_ROUTER_BIAS), 0, 0, err));
+    }
     for (int r = 0; r < c->n_ranks; r++) {
         out[r] = common;
-        MQ_TRY(load_attn(c, rd, slot, &out[r].attn, layer, r, err));
+        MQ_TRY(load_attn(c, rd, slot, &out[r].attn, at, mq_model_attn(c->m, layer), r, err));
         if (!common.is_moe)
-            MQ_TRY(load_dense(c, rd, slot, &out[r].mlp, layer, r, err));
+            MQ_TRY(load_dense(c, rd, slot, &out[r].mlp, at, c->m->intermediate, r, err));
     }
     return MQ_OK;
 }
@@ -329,18 +352,67 @@ static mq_status load_expert(void *impl, void *rd, mq_slot *slot, mq_mlp_weights
 {
     const packed *c = impl;
     int64_t width = c->m->moe_intermediate / c->n_ranks, hidden = c->m->hidden;
-    mq_key gate_up = key_of(layer, MQ_ROLE_EXPERT_GATE_UP, expert),
-           down = key_of(layer, MQ_ROLE_EXPERT_DOWN, expert);
+    mq_key gate_up = {MQ_STACK_MODEL, layer, MQ_ROLE_EXPERT_GATE_UP, expert},
+           down = {MQ_STACK_MODEL, layer, MQ_ROLE_EXPERT_DOWN, expert};
     *out = (mq_mlp_weights){.interleaved = true};
     MQ_TRY(load_rank(c, rd, slot, &out->gate_up, gate_up, rank, 2 * width, hidden, err));
     return load_rank(c, rd, slot, &out->down, down, rank, hidden, width, err);
 }
 
+static mq_status load_draft(void *impl, void *rd, mq_slot *slot, mq_draft_weights *out, mq_err *err)
+{
+    static const place draft = {MQ_STACK_DRAFT, -1};
+    const packed *c = impl;
+    int64_t hidden = c->m->hidden;
+    (void)rd;
+    MQ_TRY(load_common(c, slot, &out->fc, key_of(draft, MQ_ROLE_DRAFT_FC), hidden,
+                       c->p->draft.n_taps * hidden, err));
+    MQ_TRY(load_vector(c, slot, &out->hidden_norm, key_of(draft, MQ_ROLE_DRAFT_HIDDEN_NORM), 0, 0,
+                       err));
+    MQ_TRY(load_vector(c, slot, &out->norm, key_of(draft, MQ_ROLE_DRAFT_NORM), 0, 0, err));
+    return load_vector(c, slot, &out->mask, key_of(draft, MQ_ROLE_DRAFT_MASK), 0, 0, err);
+}
+
+/* Norms, which all ranks share. */
+static mq_status load_draft_norms(const packed *c, mq_slot *slot, mq_draft_layer_weights *out,
+                                  place at, mq_err *err)
+{
+    MQ_TRY(load_norms(c, slot, &out->layer, at, err));
+    if (at.stack == MQ_STACK_DRAFT) {
+        MQ_TRY(load_vector(c, slot, &out->q_norm, key_of(at, MQ_ROLE_DRAFT_Q_NORM), 0, 0, err));
+        return load_vector(c, slot, &out->k_norm, key_of(at, MQ_ROLE_DRAFT_K_NORM), 0, 0, err);
+    }
+    MQ_TRY(load_vector(c, slot, &out->enorm, key_of(at, MQ_ROLE_MTP_ENORM), 0, 0, err));
+    MQ_TRY(load_vector(c, slot, &out->hnorm, key_of(at, MQ_ROLE_MTP_HNORM), 0, 0, err));
+    return load_vector(c, slot, &out->final_norm, key_of(at, MQ_ROLE_MTP_FINAL_NORM), 0, 0, err);
+}
+
+static mq_status load_draft_layer(void *impl, void *rd, mq_slot *slot, mq_draft_layer_weights *out,
+                                  mq_stack stack, int layer, mq_err *err)
+{
+    const packed *c = impl;
+    const place at = {stack, layer};
+    bool is_mtp = stack == MQ_STACK_MTP;
+    const mq_attn_geometry *g = is_mtp ? &c->m->swa : &c->p->draft.attn;
+    int64_t width = is_mtp ? c->m->intermediate : c->p->draft.intermediate, hidden = c->m->hidden;
+    mq_draft_layer_weights common = {.layer = {.is_moe = false}};
+    MQ_TRY(load_draft_norms(c, slot, &common, at, err));
+    for (int r = 0; r < c->n_ranks; r++) {
+        out[r] = common;
+        MQ_TRY(load_attn(c, rd, slot, &out[r].layer.attn, at, g, r, err));
+        MQ_TRY(load_dense(c, rd, slot, &out[r].layer.mlp, at, width, r, err));
+        if (is_mtp)
+            MQ_TRY(load_rank(c, rd, slot, &out[r].eh_proj, key_of(at, MQ_ROLE_MTP_EH_PROJ), r,
+                             hidden / c->n_ranks, 2 * hidden, err));
+    }
+    return MQ_OK;
+}
+
 static mq_status load_embedding(void *impl, void *rd, mq_slot *slot, mq_matrix *out, mq_err *err)
 {
     const packed *c = impl;
-    return load_matrix(c, rd, slot, out, key_of(-1, MQ_ROLE_EMBED, -1), 0, c->n_files, c->m->vocab,
-                       c->m->hidden, err);
+    return load_matrix(c, rd, slot, out, key_of(NO_LAYER, MQ_ROLE_EMBED), 0, c->n_files,
+                       c->m->vocab, c->m->hidden, err);
 }
 
 static mq_status load_head(void *impl, void *rd, mq_slot *slot, mq_matrix *out, mq_err *err)
@@ -348,8 +420,8 @@ static mq_status load_head(void *impl, void *rd, mq_slot *slot, mq_matrix *out, 
     const packed *c = impl;
     int64_t part = c->m->vocab / c->n_ranks;
     for (int r = 0; r < c->n_ranks; r++)
-        MQ_TRY(load_rank(c, rd, slot, &out[r], key_of(-1, MQ_ROLE_HEAD, -1), r, part, c->m->hidden,
-                         err));
+        MQ_TRY(load_rank(c, rd, slot, &out[r], key_of(NO_LAYER, MQ_ROLE_HEAD), r, part,
+                         c->m->hidden, err));
     return MQ_OK;
 }
 
@@ -357,7 +429,7 @@ static mq_status load_final_norm(void *impl, void *rd, mq_slot *slot, const floa
                                  mq_err *err)
 {
     (void)rd;
-    return load_vector(impl, slot, out, key_of(-1, MQ_ROLE_FINAL_NORM, -1), 0, 0, err);
+    return load_vector(impl, slot, out, key_of(NO_LAYER, MQ_ROLE_FINAL_NORM), 0, 0, err);
 }
 
 static mq_status open_reader(void *impl, void **out, mq_err *err)
@@ -393,9 +465,17 @@ static void close_packed(void *impl)
 mq_status mq_backend_open_packed(mq_backend *out, const char *dir, int n_ranks, bool check,
                                  mq_err *err)
 {
-    static const mq_backend_ops ops = {open_reader,    close_reader, load_layer,      load_expert,
-                                       load_embedding, load_head,    load_final_norm, close_packed};
-    *out = (mq_backend){NULL, NULL, NULL};
+    static const mq_backend_ops ops = {.reader_open = open_reader,
+                                       .reader_close = close_reader,
+                                       .layer = load_layer,
+                                       .expert = load_expert,
+                                       .embedding = load_embedding,
+                                       .head = load_head,
+                                       .final_norm = load_final_norm,
+                                       .draft = load_draft,
+                                       .draft_layer = load_draft_layer,
+                                       .close = close_packed};
+    *out = (mq_backend){NULL, NULL, NULL, NULL};
     packed *c = calloc(1, sizeof *c);
     if (!c)
         return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", dir);
@@ -415,6 +495,6 @@ mq_status mq_backend_open_packed(mq_backend *out, const char *dir, int n_ranks, 
         close_packed(c);
         return st;
     }
-    *out = (mq_backend){&ops, c, c->m};
+    *out = (mq_backend){&ops, c, c->m, c->p->has_draft ? &c->p->draft : NULL};
     return MQ_OK;
 }

@@ -38,6 +38,24 @@ typedef struct mq_layer_weights {
     const float *router_bias; /* MoE: [n_experts] F32 */
 } mq_layer_weights;
 
+/* One rank's slice of a drafter's decoder layer. */
+typedef struct mq_draft_layer_weights {
+    mq_layer_weights layer; /* dense */
+    /* DFlash: norms of every query and key head, [head_dim] F32; NULL for MTP */
+    const float *q_norm, *k_norm;
+    /* MTP: norms [hidden] F32 of embedding and hidden state, and the one before the head; and this rank's rows
+     * [hidden / R, 2 hidden] of the matrix that joins both, embedding first.  NULL for DFlash. */
+    const float *enorm, *hnorm, *final_norm;
+    mq_matrix eh_proj;
+} mq_draft_layer_weights;
+
+/* What the DFlash drafter has outside its layers, the same for every rank. */
+typedef struct mq_draft_weights {
+    mq_matrix fc;                    /* [hidden, n_taps * hidden] */
+    const float *hidden_norm, *norm; /* [hidden] F32: of the context features, and before the head */
+    const float *mask;               /* [hidden] F32: the embedding of a masked position */
+} mq_draft_weights;
+
 /* Keys and values of one layer and rank: the slot of position p is p % n_slots. */
 typedef struct mq_kv {
     float *k; /* [n_slots, n_kv_heads, head_dim] F32, rotated */
