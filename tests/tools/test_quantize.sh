@@ -28,40 +28,40 @@ expect() {
 # ---- usage
 expect 2 "usage" "$data/nano"
 expect 2 "unknown option" --frobnicate "$data/nano" o
-expect 2 "--group 48: expected 32, 64 or 128" --group 48 "$data/nano" o
-expect 2 "the largest that works is 1" --group 128 --ranks 2 "$data/nano" o
+expect 2 "--group 48: expected 32, 64 or 128" --method search --group 48 "$data/nano" o
+expect 2 "the largest that works is 1" --method search --group 128 --ranks 2 "$data/nano" o
 expect 2 "--method gptq: not built yet; use search" --method gptq "$data/nano" o
 expect 2 "--method imatrix: not built yet" --method imatrix "$data/nano" o
-expect 2 "--experts mxfp4: not built yet" --experts mxfp4 "$data/nano" o
-expect 2 "--format compressed-tensors: not built yet" --format compressed-tensors "$data/nano" o
+expect 2 "--experts mxfp4: not built yet" --method search --experts mxfp4 "$data/nano" o
+expect 2 "--format compressed-tensors: not built yet" --method search --format compressed-tensors "$data/nano" o
 expect 2 "--calib: not built yet" --calib text "$data/nano" o
 expect 2 "--report: not built yet" --report r.html "$data/nano" o
-expect 2 "--compress zstd:20" --compress zstd:20 "$data/nano" o
-expect 2 "--compress zstd:+3" --compress zstd:+3 "$data/nano" o
-expect 2 "exclude each other" --resume --overwrite "$data/nano" o
-expect 2 "--rehash goes with --resume" --rehash "$data/nano" o
-expect 4 "" /nonexistent o
-expect 5 "this model needs" --memory 1M "$data/nano" o
+expect 2 "--compress zstd:20" --method search --compress zstd:20 "$data/nano" o
+expect 2 "--compress zstd:+3" --method search --compress zstd:+3 "$data/nano" o
+expect 2 "exclude each other" --method search --resume --overwrite "$data/nano" o
+expect 2 "--rehash goes with --resume" --method search --rehash "$data/nano" o
+expect 4 "" --method search /nonexistent o
+expect 5 "this model needs" --method search --memory 1M "$data/nano" o
 # Known before any work: a file too large to be carried along, a drafter that cannot be reached.
 cp -r "$data/nano" odd && truncate -s 300M odd/tokenizer.json
-expect 3 "tokenizer.json: 314572800 bytes, expected at most" odd o
+expect 3 "tokenizer.json: 314572800 bytes, expected at most" --method search odd o
 cp "$data/nano/tokenizer.json" odd/ && rm -r odd/dflash && ln -s ../nowhere odd/dflash
-expect 3 "odd/dflash: exists and is not a folder" odd o
+expect 3 "odd/dflash: exists and is not a folder" --method search odd o
 rm -rf odd
 "$maker" --preset nano --layers 2 --hidden 96 odd >/dev/null || fail "make-checkpoint"
-expect 3 "odd/config.json: 1 ranks: hidden_size 96 is not a multiple of 64" odd o
-expect 2 "no number of ranks works for this model" --ranks 2 odd o
+expect 3 "odd/config.json: 1 ranks: hidden_size 96 is not a multiple of 64" --method search odd o
+expect 2 "no number of ranks works for this model" --method search --ranks 2 odd o
 rm -rf odd
 [ -e o ] && fail "a refused run left its folder"
 "$bin" --help >out.txt 2>err.txt || fail "--help"
 [ -s out.txt ] && [ ! -s err.txt ] || fail "--help goes to stdout"
 
 # ---- dry run
-expect 0 "" --dry-run "$data/nano" o
+expect 0 "" --method search --dry-run "$data/nano" o
 grep -q "nothing was written" out.txt && grep -q "int4 g64" out.txt || fail "the dry run's table"
 [ -e o ] && fail "a dry run wrote something"
-dry=$("$bin" --quiet --dry-run --json - "$data/nano" o | grep '"bytes_out"' | tr -dc 0-9)
-"$bin" --quiet "$data/nano" o >out.txt 2>err.txt || fail "nano"
+dry=$("$bin" --method search --quiet --dry-run --json - "$data/nano" o | grep '"bytes_out"' | tr -dc 0-9)
+"$bin" --method search --quiet "$data/nano" o >out.txt 2>err.txt || fail "nano"
 [ -s err.txt ] && fail "--quiet is not quiet: $(cat err.txt)"
 grep -q "down" out.txt || fail "no result on stdout"
 real=$(cat o/*.mqs | wc -c)
@@ -70,32 +70,32 @@ real=$(cat o/*.mqs | wc -c)
 # Without streams nothing is printed into a file that took their number.
 want=$(digest o)
 rm -rf o
-"$bin" "$data/nano" o <&- >&- 2>&-
+"$bin" --method search "$data/nano" o <&- >&- 2>&-
 got=$?
 [ $got = 4 ] && [ "$(digest o)" = "$want" ] || fail "closed streams: exit $got, or other bytes"
 
 # ---- other people's files, and JSON on failure
-expect 6 "--overwrite begins anew" "$data/nano" o
-expect 0 "" --resume "$data/nano" o
+expect 6 "--overwrite begins anew" --method search "$data/nano" o
+expect 0 "" --method search --resume "$data/nano" o
 grep -q "already complete" out.txt || fail "a finished model is not recognized"
-expect 6 "compress was none, now zstd:3" --resume --compress zstd "$data/nano" o
-expect 6 "another checkpoint" --resume "$data/nano-fp8" o
-"$bin" --json j.json "$data/nano" o 2>/dev/null >&2
+expect 6 "compress was none, now zstd:3" --method search --resume --compress zstd "$data/nano" o
+expect 6 "another checkpoint" --method search --resume "$data/nano-fp8" o
+"$bin" --method search --json j.json "$data/nano" o 2>/dev/null >&2
 grep -q '"exit_code": 6' j.json && grep -q '"code": "exists"' j.json || fail "JSON of a failure"
-"$bin" --json - --overwrite "$data/nano" o >j.json 2>/dev/null || fail "--overwrite"
+"$bin" --method search --json - --overwrite "$data/nano" o >j.json 2>/dev/null || fail "--overwrite"
 for key in bytes_in bytes_out seconds params_per_s peak_host_bytes method group ranks files content rel_rms_error; do
     grep -q "\"$key\"" j.json || fail "JSON lacks $key"
 done
 # What is not ours stays: a folder behind a link, the model that --json would have written into.
-expect 2 "lies in o; give a place outside" --json o/manifest.json --overwrite "$data/nano" o
-expect 4 "--json nowhere/j: No such file" --json nowhere/j --overwrite "$data/nano" o
+expect 2 "lies in o; give a place outside" --method search --json o/manifest.json --overwrite "$data/nano" o
+expect 4 "--json nowhere/j: No such file" --method search --json nowhere/j --overwrite "$data/nano" o
 mkdir behind && mv o/dflash/config.json behind && rmdir o/dflash && ln -s ../behind o/dflash
-expect 6 "o/dflash: is not a folder of a packed model" --overwrite "$data/nano" o
+expect 6 "o/dflash: is not a folder of a packed model" --method search --overwrite "$data/nano" o
 [ -e behind/config.json ] || fail "a file behind a link was removed"
 rm -rf o behind
 mkdir foreign && echo mine >foreign/notes.txt
-expect 6 "no packed model" "$data/nano" foreign
-expect 6 "no packed model" --overwrite "$data/nano" foreign
+expect 6 "no packed model" --method search "$data/nano" foreign
+expect 6 "no packed model" --method search --overwrite "$data/nano" foreign
 [ "$(cat foreign/notes.txt)" = mine ] || fail "a foreign file was touched"
 
 # ---- the same bytes: threads, twice, another place, little memory
@@ -103,7 +103,7 @@ for model in nano nano-fp8 nano-mxfp4; do
     want=
     for threads in 1 2 8 1 2 8; do
         rm -rf o
-        "$bin" --quiet --compress zstd --threads $threads "$data/$model" o >/dev/null || fail "$model"
+        "$bin" --method search --quiet --compress zstd --threads $threads "$data/$model" o >/dev/null || fail "$model"
         got=$(digest o)
         [ "${want:=$got}" = "$got" ] || fail "$model: other bytes with $threads threads"
     done
@@ -112,11 +112,11 @@ for model in nano nano-fp8 nano-mxfp4; do
     # A notice is part of the report, so it must not hold the path either.
     sed -i 's/^{/{"made_up_key": 1,/' moved/config.json
     rm -rf o
-    "$bin" --compress zstd moved o >/dev/null 2>err.txt || fail "$model with an unknown key"
+    "$bin" --method search --compress zstd moved o >/dev/null 2>err.txt || fail "$model with an unknown key"
     grep -q made_up_key err.txt && grep -q made_up_key o/report.json || fail "an unknown key is not told"
     want=$(digest o)
     rm -rf o
-    (cd moved && "$bin" --quiet --compress zstd --memory 400M . ../o >/dev/null) || fail "$model elsewhere"
+    (cd moved && "$bin" --method search --quiet --compress zstd --memory 400M . ../o >/dev/null) || fail "$model elsewhere"
     [ "$(digest o)" = "$want" ] || fail "$model: other bytes from another place"
 done
 
@@ -156,7 +156,7 @@ echo "killed $killed of $runs runs (a whole run takes $((took_us / 1000)) ms)"
 
 # Each state a crash can leave at the edges of the journal's life.
 rm -rf cut && mkdir cut && : >cut/.mimo-quantize.journal.partial
-expect 6 "an unfinished run" gen cut
+expect 6 "an unfinished run" --method search gen cut
 "${run[@]}" --resume cut >/dev/null 2>&1 && [ "$(digest cut)" = "$want" ] || fail "a journal that was never whole"
 rm -rf cut && mkdir cut && printf '{"journal":"mimo' >cut/.mimo-quantize.journal
 "${run[@]}" --resume cut >/dev/null 2>&1 && [ "$(digest cut)" = "$want" ] || fail "a journal cut in its first line"
@@ -176,9 +176,9 @@ got=$?
 grep -q "stopped" err.txt || fail "SIGTERM: $(cat err.txt)"
 compgen -G "cut/*.partial" >/dev/null && fail "SIGTERM left partial files"
 cp cut/.mimo-quantize.journal journal.keep
-expect 6 "an unfinished run" gen cut
+expect 6 "an unfinished run" --method search gen cut
 expect 6 "group was 32, now 64" --resume --method rtn --compress zstd gen cut
-expect 6 "method was \"rtn\", now \"search\"" --resume --group 32 --compress zstd gen cut
+expect 6 "method was \"rtn\", now \"search\"" --method search --resume --group 32 --compress zstd gen cut
 
 # A damaged, a missing and an unjournalled file; a changed source.
 first=$(ls cut/layer-*.mqs | head -n 1)
@@ -207,7 +207,7 @@ rm -rf cut && mkdir cut
 if command -v flock >/dev/null; then
     exec 9<cut
     flock -n 9
-    expect 6 "another mimo-quantize is writing here" gen cut
+    expect 6 "another mimo-quantize is writing here" --method search gen cut
     exec 9<&-
 fi
 
@@ -220,7 +220,7 @@ got=$?
 mkdir small
 if mount -t tmpfs -o size=80m tmpfs small 2>/dev/null; then
     head -c 70M /dev/zero >small/ballast
-    expect 4 "not enough space" gen small/cut
+    expect 4 "not enough space" --method search gen small/cut
     # Space vanishes while the run writes; a run that was faster gets another try.
     for ((i = 0; i < 5; i++)); do
         rm -rf small/*
