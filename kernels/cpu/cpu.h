@@ -13,7 +13,17 @@ extern "C" {
 #endif
 
 /* Buffers that grow on demand and are kept until the device closes, so that steady state never allocates. */
-enum { MQ_WS_X, MQ_WS_WEIGHTS, MQ_WS_ATTENTION, MQ_WS_SAMPLE, MQ_WS_ROUTE, MQ_WS_COUNT };
+enum {
+    MQ_WS_X,
+    MQ_WS_WEIGHTS,
+    MQ_WS_ATTENTION,
+    MQ_WS_SAMPLE,
+    MQ_WS_ROUTE,
+    MQ_WS_GRAM,    /* weighted rows, and one tile a thread */
+    MQ_WS_FACTOR,  /* inverse of the permutation, diagonal */
+    MQ_WS_LDLQ,    /* one chunk of rows a thread, transposed */
+    MQ_WS_COUNT
+};
 
 /* Cosines and sines of consecutive positions, kept because every layer of a kind asks for the same. */
 typedef struct mq_rope_table {
@@ -43,6 +53,19 @@ int mq_cpu_threads(const mq_dev *dev, double n_ops);
 /* c [m, n] = a [m, k] * b [n, k]^T, leading dimensions in floats; single-threaded, also outside parallel regions. */
 void mq_blas_gemm_nt(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t ldb, int64_t m,
                      int64_t n, int64_t k);
+
+/* c [m, n] = beta c + alpha op(a) op(b), op(a) [m, k] and op(b) [k, n]: a [k, m] where ta, b [n, k] where tb. */
+void mq_blas_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
+                  const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
+
+/* Lower triangle of c [n, n] = a^T a, a [k, n]. */
+void mq_blas_syrk_tn(int64_t n, int64_t k, const float *a, int64_t lda, float *c, int64_t ldc);
+
+/* Upper triangle of c [n, n] -= a a^T, a [n, k]. */
+void mq_blas_syrk_nt_subtract(int64_t n, int64_t k, const float *a, int64_t lda, float *c, int64_t ldc);
+
+/* x [m, n] = x (r^T)^-1, r [n, n] upper triangular. */
+void mq_blas_trsm_upper_t(int64_t m, int64_t n, const float *r, int64_t ldr, float *x, int64_t ldx);
 
 mq_status mq_cpu_dev_open(mq_dev **out, int ordinal, int n_threads, const char *isa, mq_err *err);
 void mq_cpu_dev_close(mq_dev *dev);
@@ -92,6 +115,14 @@ mq_status mq_cpu_weight_error(mq_dev *dev, double *err2, double *norm2, const ui
 mq_status mq_cpu_pack_units(mq_dev *dev, uint8_t *units, const uint8_t *codes_a, const float *scale_a,
                             const uint8_t *codes_b, const float *scale_b, int64_t rows, int64_t cols, int group,
                             mq_err *err);
+
+mq_status mq_cpu_axpby(mq_dev *dev, float *y, float a, const float *x, float b, int64_t count, mq_err *err);
+mq_status mq_cpu_gram(mq_dev *dev, float *g, const float *x, const float *weight, int64_t n, int64_t cols, mq_err *err);
+mq_status mq_cpu_diag(mq_dev *dev, float *out, const float *g, int64_t n, mq_err *err);
+mq_status mq_cpu_factor(mq_dev *dev, float *a, float *d, const float *g, const int32_t *perm, float ridge, int64_t n,
+                        mq_err *err);
+mq_status mq_cpu_ldlq(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const float *scale, const float *a,
+                      const float *d, const int32_t *perm, int64_t rows, int64_t cols, int group, mq_err *err);
 
 extern const mq_kernels mq_cpu_kernels;
 

@@ -160,4 +160,9 @@ const mq_kernels mq_cpu_kernels = {
     .nearest = mq_cpu_nearest,
     .weight_error = mq_cpu_weight_error,
     .pack_units = mq_cpu_pack_units,
+    .axpby = mq_cpu_axpby,
+    .gram = mq_cpu_gram,
+    .diag = mq_cpu_diag,
+    .factor = mq_cpu_factor,
+    .ldlq = mq_cpu_ldlq,
 };

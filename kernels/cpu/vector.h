@@ -47,6 +47,21 @@ typedef struct mq_softmax_sums {
     double cross; /* sum of the same times (a - b) */
 } mq_softmax_sums;
 
+/* A few consecutive columns of error feedback, a row of the matrix in each lane; ldlq.c.  Columns are in processing order, k0
+ * the first. */
+typedef struct mq_ldlq_leaf {
+    float *w;                  /* [n_cols, lanes] in: weights, out: D */
+    const float *sum;          /* [n_cols, lanes] what the columns before k0 feed in */
+    const float *a;            /* a[k0][k0] */
+    const float *d;            /* [n_cols] */
+    const float *const *scale; /* [n_cols] -> [lanes] */
+    uint8_t *codes;            /* [n_cols, lanes] */
+    float *loss;               /* [lanes], added to */
+    int64_t lda, lanes;        /* lanes: a multiple of 32, also the stride of w, sum and codes */
+    int n_cols;                /* a multiple of MQ_LDLQ_STEP */
+} mq_ldlq_leaf;
+enum { MQ_LDLQ_STEP = 8, MQ_LDLQ_LANES = 32 };
+
 typedef struct mq_vector_ops {
     const char *isa; /* "scalar", "avx2", "avx512" */
 
@@ -62,6 +77,8 @@ typedef struct mq_vector_ops {
 
     /* h [count] = silu(gate) * up. */
     void (*swiglu)(float *h, const float *gate, const float *up, int64_t count);
+
+    void (*ldlq)(const mq_ldlq_leaf *leaf);
 
     /* Sum of squares in double. */
     double (*square_sum)(const float *x, int64_t count);

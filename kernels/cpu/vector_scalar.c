@@ -4,6 +4,7 @@
 #include "kernels/cpu/attention_impl.h"
 #include "kernels/cpu/elementwise_impl.h"
 #include "kernels/cpu/fixed_impl.h"
+#include "kernels/cpu/ldlq_impl.h"
 #include "kernels/cpu/widen_impl.h"
 
 const mq_vector_ops mq_vector_scalar = {
@@ -12,6 +13,7 @@ const mq_vector_ops mq_vector_scalar = {
     .widen = widen_rows,
     .attention = attention_rows,
     .swiglu = swiglu_run,
+    .ldlq = ldlq_columns,
     .square_sum = square_sum_run,
     .max = max_run,
     .softmax_sums = softmax_sums_run,

@@ -1,0 +1,91 @@
+/* Second moments: weighted sums of x x^T, their diagonal, and blends of them.
+ *
+ * The lower triangle is cut into fixed tiles, each one single-threaded BLAS call over all rows and then one addition
+ * to the sum, so the bits do not depend on the number of threads.  Weights enter as their square roots times x. */
+#include <math.h>
+#include <omp.h>
+
+#include "kernels/cpu/cpu.h"
+
+enum { TILE = 512 };
+
+mq_status mq_cpu_axpby(mq_dev *dev, float *y, float a, const float *x, float b, int64_t count, mq_err *err)
+{
+    (void)err;
+#pragma omp parallel for simd schedule(static) num_threads(mq_cpu_threads(dev, (double)count / 4.0))
+    for (int64_t i = 0; i < count; i++)
+        y[i] = a * y[i] + b * x[i];
+    return MQ_OK;
+}
+
+mq_status mq_cpu_diag(mq_dev *dev, float *out, const float *g, int64_t n, mq_err *err)
+{
+    (void)dev;
+    (void)err;
+    for (int64_t i = 0; i < n; i++)
+        out[i] = g[i * n + i];
+    return MQ_OK;
+}
+
+static void weigh_rows(float *out, const float *x, const float *weight, int64_t n, int64_t cols, int threads)
+{
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < n; i++) {
+        const float root = sqrtf(weight[i]);
+        const float *restrict from = x + i * cols;
+        float *restrict to = out + i * cols;
+#pragma omp simd
+        for (int64_t c = 0; c < cols; c++)
+            to[c] = root * from[c];
+    }
+}
+
+/* Tile (i, j) of the lower triangle, j <= i, in the order (0, 0), (1, 0), (1, 1), (2, 0), ... */
+static void find_tile(int64_t job, int64_t *i, int64_t *j)
+{
+    int64_t row = 0;
+    while (job > row)
+        job -= ++row;
+    *i = row;
+    *j = job;
+}
+
+static void add_tile(float *g, const float *x, float *tile, int64_t job, int64_t n, int64_t cols)
+{
+    int64_t i, j;
+    find_tile(job, &i, &j);
+    int64_t r0 = i * TILE, c0 = j * TILE;
+    int64_t rows = cols - r0 < TILE ? cols - r0 : TILE, width = cols - c0 < TILE ? cols - c0 : TILE;
+    if (i == j)
+        mq_blas_syrk_tn(rows, n, x + r0, cols, tile, TILE);
+    else
+        mq_blas_gemm(true, false, rows, width, n, 1.0f, x + r0, cols, x + c0, cols, 0.0f, tile, TILE);
+    for (int64_t r = 0; r < rows; r++) {
+        const float *restrict from = tile + r * TILE;
+        float *restrict to = g + (r0 + r) * cols + c0;
+        int64_t stop = i == j ? r + 1 : width;
+#pragma omp simd
+        for (int64_t c = 0; c < stop; c++)
+            to[c] += from[c];
+    }
+}
+
+mq_status mq_cpu_gram(mq_dev *dev, float *g, const float *x, const float *weight, int64_t n, int64_t cols, mq_err *err)
+{
+    if (n <= 0)
+        return MQ_OK;
+    int64_t n_tiles = (cols + TILE - 1) / TILE, n_jobs = n_tiles * (n_tiles + 1) / 2;
+    int threads = mq_cpu_threads(dev, (double)n * (double)cols * (double)cols / 16.0);
+    int64_t weighted = weight ? (n * cols + 15) / 16 * 16 : 0;
+    void *room;
+    MQ_TRY(mq_cpu_workspace(dev, MQ_WS_GRAM, (weighted + (int64_t)threads * TILE * TILE) * (int64_t)sizeof *g, &room, err));
+    float *tiles = (float *)room + weighted;
+    if (weight) {
+        weigh_rows(room, x, weight, n, cols, threads);
+        x = room;
+    }
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t job = 0; job < n_jobs; job++)
+        add_tile(g, x, tiles + (int64_t)omp_get_thread_num() * TILE * TILE, job, n, cols);
+    return MQ_OK;
+}
