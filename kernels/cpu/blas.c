@@ -5,7 +5,6 @@
  * calling thread and one thread takes none of OpenBLAS's shared paths, so plain threads may call at the same time. */
 #include <cblas.h>
 #include <omp.h>
-
 #include <stdio.h>
 #include <string.h>
 

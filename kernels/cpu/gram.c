@@ -12,7 +12,15 @@ enum { TILE = 512 };
 mq_status mq_cpu_axpby(mq_dev *dev, float *y, float a, const float *x, float b, int64_t count, mq_err *err)
 {
     (void)err;
-#pragma omp parallel for simd schedule(static) num_threads(mq_cpu_threads(dev, (double)count / 4.0))
+    int threads = mq_cpu_threads(dev, (double)count / 4.0);
+    if (a == 0.0f || b == 0.0f) { /* the other array may hold anything, NaN too */
+        const float *from = a == 0.0f ? x : y, by = a == 0.0f ? b : a;
+#pragma omp parallel for simd schedule(static) num_threads(threads)
+        for (int64_t i = 0; i < count; i++)
+            y[i] = by == 0.0f ? 0.0f : by * from[i];
+        return MQ_OK;
+    }
+#pragma omp parallel for simd schedule(static) num_threads(threads)
     for (int64_t i = 0; i < count; i++)
         y[i] = a * y[i] + b * x[i];
     return MQ_OK;

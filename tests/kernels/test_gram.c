@@ -23,6 +23,14 @@ START_TEST(gram_by_hand)
     ck_assert(d[0] == 24.0f && d[1] == 23.0f);
     ck_assert(k->axpby(dev, d, 0.5f, x, -2.0f, 2, NULL) == MQ_OK);
     ck_assert(d[0] == 10.0f && d[1] == 7.5f);
+    ck_assert(k->axpby(dev, d, -2.0f, NULL, 0.0f, 2, NULL) == MQ_OK);
+    ck_assert(d[0] == -20.0f && d[1] == -15.0f);
+    d[0] = NAN; /* an array whose factor is 0 is not read */
+    ck_assert(k->axpby(dev, d, 0.0f, x, 2.0f, 2, NULL) == MQ_OK);
+    ck_assert(d[0] == 2.0f && d[1] == 4.0f);
+    d[1] = INFINITY;
+    ck_assert(k->axpby(dev, d, 0.0f, NULL, 0.0f, 2, NULL) == MQ_OK);
+    ck_assert(d[0] == 0.0f && d[1] == 0.0f);
     k->dev_close(dev);
 }
 END_TEST
