@@ -141,6 +141,10 @@ typedef struct mq_kernels {
      * all n rows of a call, then one addition to g: callers cut their rows into blocks of fixed size (2048). */
     mq_status (*gram)(mq_dev *dev, float *g, const float *x, const float *weight, int64_t n, int64_t cols, mq_err *err);
 
+    /* c [cols, y_cols] += sum over i of weight[i] x_i y_i^T, all elements; x [n, cols], y [n, y_cols]; otherwise as gram. */
+    mq_status (*cross)(mq_dev *dev, float *c, const float *x, const float *y, const float *weight, int64_t n, int64_t cols,
+                       int64_t y_cols, mq_err *err);
+
     /* out [n] = diagonal of g [n, n]. */
     mq_status (*diag)(mq_dev *dev, float *out, const float *g, int64_t n, mq_err *err);
 
@@ -150,6 +154,11 @@ typedef struct mq_kernels {
      * MQ_E_NUMERIC: not positive definite, or not finite (the pivot is named). */
     mq_status (*factor)(mq_dev *dev, float *a, float *d, const float *g, const int32_t *perm, float ridge, int64_t n,
                         mq_err *err);
+
+    /* x [rows, n] = y H^-1 with a, d, perm from factor, columns in their own order (H with its ridge).  x may be y.  The weights that
+     * serve inputs h in place of inputs s best are W + W c^T H^-1, c the cross moment of h and s - h. */
+    mq_status (*solve)(mq_dev *dev, float *x, const float *y, const float *a, const float *d, const int32_t *perm,
+                       int64_t rows, int64_t n, mq_err *err);
 
     /* Scales of every group by the weighted search of kernels/round.h, omega [cols] finite and not negative (NULL: 1), w [rows,
      * cols] finite; equals mq_round_group. */
@@ -175,6 +184,26 @@ typedef struct mq_kernels {
     /* loss [rows] = D g D^T of each row; norm [rows] (may be NULL) = W g W^T. */
     mq_status (*quant_loss)(mq_dev *dev, float *loss, float *norm, const uint8_t *codes, const float *w,
                             const float *scale, const float *g, int64_t rows, int64_t cols, int group, mq_err *err);
+
+    /* Scales by least squares, codes fixed: per row the step delta of its scales solves M delta = r, where u_i is the codes of group i
+     * (zeros elsewhere), M[i][j] = u_i g u_j^T, its diagonal enlarged by 1e-4, and r[i] = u_i g D^T.  Scales are rounded to BF16 from
+     * the first to the last, the rounding of each fed into those after it as in ldlq; each stays within 0.8 and 1.2 times
+     * itself, and as it is where its codes are all 0.  A row moves only if its D g D^T falls.  scale [rows, cols / group] in and
+     * out; loss [rows] (may be NULL) = D g D^T afterwards. */
+    mq_status (*refit_scales)(mq_dev *dev, float *scale, float *loss, const uint8_t *codes, const float *w,
+                              const float *g, int64_t rows, int64_t cols, int group, mq_err *err);
+
+    /* Codes by coordinate descent, scales fixed: up to n_passes times over the columns of a row, ascending, each code becomes
+     * clamp(rne(q + (D g)[c] / (g[c][c] * scale)), -8, 7), the best one given all others (as it is where g[c][c] is not positive); a
+     * row stops after a pass without a change.  codes [rows, cols] in and out; loss [rows] (may be NULL) = D g D^T afterwards. */
+    mq_status (*descend)(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const float *scale, const float *g,
+                         int n_passes, int64_t rows, int64_t cols, int group, mq_err *err);
+
+    /* Rows whose loss_new is below loss take codes, scale and loss from the new ones; n_kept (host, may be NULL) = how many did.
+     * Synchronous. */
+    mq_status (*keep_better)(mq_dev *dev, uint8_t *codes, float *scale, float *loss, int64_t *n_kept,
+                             const uint8_t *codes_new, const float *scale_new, const float *loss_new, int64_t rows,
+                             int64_t cols, int group, mq_err *err);
 
     /* Codes and scales into packed units (src/units.h): b's NULL: a's rows as they are (rows a multiple of 16); otherwise a is gate
      * and b is up, interleaved (rows of each a multiple of 8).  units [mq_units_bytes(total rows, cols, group)]. */

@@ -118,11 +118,24 @@ mq_status mq_cpu_pack_units(mq_dev *dev, uint8_t *units, const uint8_t *codes_a,
 
 mq_status mq_cpu_axpby(mq_dev *dev, float *y, float a, const float *x, float b, int64_t count, mq_err *err);
 mq_status mq_cpu_gram(mq_dev *dev, float *g, const float *x, const float *weight, int64_t n, int64_t cols, mq_err *err);
+mq_status mq_cpu_cross(mq_dev *dev, float *c, const float *x, const float *y, const float *weight, int64_t n,
+                       int64_t cols, int64_t y_cols, mq_err *err);
 mq_status mq_cpu_diag(mq_dev *dev, float *out, const float *g, int64_t n, mq_err *err);
 mq_status mq_cpu_factor(mq_dev *dev, float *a, float *d, const float *g, const int32_t *perm, float ridge, int64_t n,
                         mq_err *err);
+mq_status mq_cpu_solve(mq_dev *dev, float *x, const float *y, const float *a, const float *d, const int32_t *perm,
+                       int64_t rows, int64_t n, mq_err *err);
 mq_status mq_cpu_ldlq(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const float *scale, const float *a,
                       const float *d, const int32_t *perm, int64_t rows, int64_t cols, int group, mq_err *err);
+mq_status mq_cpu_quant_loss(mq_dev *dev, float *loss, float *norm, const uint8_t *codes, const float *w,
+                            const float *scale, const float *g, int64_t rows, int64_t cols, int group, mq_err *err);
+mq_status mq_cpu_refit_scales(mq_dev *dev, float *scale, float *loss, const uint8_t *codes, const float *w,
+                              const float *g, int64_t rows, int64_t cols, int group, mq_err *err);
+mq_status mq_cpu_descend(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const float *scale, const float *g,
+                         int n_passes, int64_t rows, int64_t cols, int group, mq_err *err);
+mq_status mq_cpu_keep_better(mq_dev *dev, uint8_t *codes, float *scale, float *loss, int64_t *n_kept,
+                             const uint8_t *codes_new, const float *scale_new, const float *loss_new, int64_t rows,
+                             int64_t cols, int group, mq_err *err);
 
 extern const mq_kernels mq_cpu_kernels;
 
