@@ -6,9 +6,18 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/kernels.h"
 
+#ifdef MQ_CUDA
+extern const mq_kernels mq_cuda_kernels; /* kernels/cuda/device.cu */
+static const mq_kernels *const others = &mq_cuda_kernels;
+#else
+static const mq_kernels *const others = NULL;
+#endif
+
 const mq_kernels *mq_kernels_find(const char *name)
 {
-    return !strcmp(name, mq_cpu_kernels.name) ? &mq_cpu_kernels : NULL;
+    if (!strcmp(name, mq_cpu_kernels.name))
+        return &mq_cpu_kernels;
+    return others && !strcmp(name, others->name) ? others : NULL;
 }
 
 #ifndef MQ_CUDA

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Fail on an include against the folder arrows of the project:
 #   src -> nothing of ours; formats, kernels -> src; calib -> src, kernels; runtime -> src, formats, kernels;
-#   tools -> all of these; tests/x -> what x may, x itself, tests/harness.h, tests/maker,
+#   tools -> all of these; tests/x -> what x may, x itself, tests/harness.h, tests/maker, tests/emulator,
 #   and the headers beside it.
-# A library's header may be included by its one file only; CUDA headers stay below kernels/cuda.
+# A library's header may be included by its one file only; CUDA headers stay below kernels/cuda
+# (and its emulator).
 # Every run first checks the checker on planted violations.  check_includes.sh [ROOT]
 set -eu
+shopt -s extglob
 export LC_ALL=C
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -44,7 +46,8 @@ owner_of() {
         check.h) echo 'tests/harness.h' ;;
         cusolver*) echo 'kernels/cuda/solve.cu' ;;
         nccl.h) echo 'kernels/cuda/comm.cu' ;;
-        cuda* | cublas* | cub/* | thrust/* | cooperative_groups* | nv*.h | mma.h) echo 'kernels/cuda/*' ;;
+        cublas*) echo '@(kernels/cuda/blas.cu|tests/emulator/*)' ;;
+        cuda* | cub/* | thrust/* | cooperative_groups* | nv*.h | mma.h) echo '@(kernels/cuda|tests/emulator)/*' ;;
     esac
 }
 
@@ -73,10 +76,10 @@ check_one() {
         */../* | */./*) echo "$file: includes \"$header\", expected a plain path from the root"; return 1 ;;
         kernels/cuda/*)
             case $file in
-                kernels/cuda/*) return 0 ;;
+                kernels/cuda/* | tests/emulator/*) return 0 ;;
                 *) echo "$file: includes \"$header\", which stays below kernels/cuda"; return 1 ;;
             esac ;;
-        tests/harness.h | tests/maker/*)
+        tests/harness.h | tests/maker/* | tests/emulator/emulator.h)
             case $file in
                 tests/*) return 0 ;;
             esac ;;
@@ -158,6 +161,11 @@ self_check() {
     plant 1 kernels/cpu/attention.c '#include <cblas.h>'
     plant 1 runtime/a.c '#include <cuda_runtime.h>'
     plant 1 kernels/kernels.h '#include "kernels/cuda/common.cuh"'
+    plant 1 kernels/cuda/norm.cu '#include <cublas_v2.h>'
+    plant 0 kernels/cuda/blas.cu '#include <cublas_v2.h>'
+    plant 0 tests/emulator/a.cpp '#include <cuda_runtime.h>'
+    plant 0 tests/kernels/a.c '#include "tests/emulator/emulator.h"'
+    plant 1 tests/kernels/a.c '#include "tests/emulator/scheduler.h"'
     plant 0 src/json.c '#include <cjson/cJSON.h>'
     plant 0 src/codec.c '#include <zstd.h>'
     plant 0 src/pretokenize.c '#include <pcre2.h>'

@@ -8,6 +8,10 @@
 
 #include "src/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Exit status that ctest reports as skipped. */
 enum { MQ_TEST_SKIP = 77 };
 
@@ -48,4 +52,7 @@ const char *mq_test_model(const char *name);
 uint64_t mq_test_rand(uint64_t *state);
 float mq_test_normal(uint64_t *state);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -1,24 +1,181 @@
-/* The GPUs of this machine: how many, and their names for people.  The table of CUDA operations is not here.
- * A machine without a driver has none; that is no error. */
-#include <cuda_runtime_api.h>
+/* The CUDA device: open and close, memory and copies, workspaces, and the table that lists the operations.
+ *
+ * One stream a device; copies from and to host memory have happened when they return.  GPUs before compute capability
+ * 8.0 are refused by name.  count.cu, which needs no device, says what GPUs there are. */
 #include <stdio.h>
+#include <stdlib.h>
 
-#include "kernels/kernels.h"
+#include "kernels/cuda/blas.cuh"
+#include "kernels/cuda/common.cuh"
 
-int mq_cuda_count(void)
+namespace mq_cuda {
+
+enum { LEAST_MAJOR = 8 };
+
+mq_status check(const mq_dev *dev, cudaError_t e, const char *what, mq_err *err)
 {
-    int count = 0;
-    return cudaGetDeviceCount(&count) == cudaSuccess && count > 0 ? count : 0;
+    if (e == cudaSuccess)
+        return MQ_OK;
+    (void)cudaGetLastError(); /* said now; the next call starts clean */
+    return mq_fail(err, MQ_E_DEVICE, "cuda %d: %s: %s", dev->ordinal, what, cudaGetErrorString(e));
 }
 
-bool mq_cuda_name(int ordinal, char *name, int64_t name_bytes)
+static void dev_close(mq_dev *dev)
+{
+    if (!dev)
+        return;
+    (void)cudaSetDevice(dev->ordinal);
+    blas_close(dev);
+    for (int i = 0; i < WS_COUNT; i++)
+        (void)cudaFree(dev->ws[i]);
+    if (dev->stream)
+        (void)cudaStreamDestroy(dev->stream);
+    free(dev);
+}
+
+static mq_status open_stream(mq_dev *dev, mq_err *err)
 {
     cudaDeviceProp prop;
-    if (name_bytes <= 0)
-        return false;
-    name[0] = 0;
-    if (ordinal < 0 || ordinal >= mq_cuda_count() || cudaGetDeviceProperties(&prop, ordinal) != cudaSuccess)
-        return false;
-    snprintf(name, (size_t)name_bytes, "%s", prop.name);
-    return true;
+    MQ_TRY(check(dev, cudaGetDeviceProperties(&prop, dev->ordinal), "properties", err));
+    if (prop.major < LEAST_MAJOR)
+        return mq_fail(err, MQ_E_DEVICE, "cuda %d: %s has compute capability %d.%d, expected 8.0 or later", dev->ordinal,
+                       prop.name, prop.major, prop.minor);
+    snprintf(dev->name, sizeof dev->name, "cuda %d, %s, %d multiprocessors", dev->ordinal, prop.name,
+             prop.multiProcessorCount);
+    MQ_TRY(check(dev, cudaSetDevice(dev->ordinal), "open", err));
+    return check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "stream", err);
 }
+
+static mq_status dev_open(mq_dev **out, int ordinal, int n_threads, const char *isa, mq_err *err)
+{
+    (void)n_threads;
+    *out = NULL;
+    int count = 0;
+    if (isa)
+        return mq_fail(err, MQ_E_ARG, "instruction set '%s': a GPU has none to choose", isa);
+    cudaError_t e = cudaGetDeviceCount(&count);
+    if (e != cudaSuccess || ordinal < 0 || ordinal >= count) {
+        (void)cudaGetLastError();
+        return mq_fail(err, MQ_E_DEVICE, "cuda %d: %s", ordinal,
+                       e != cudaSuccess ? cudaGetErrorString(e) : "no such GPU");
+    }
+    mq_dev *dev = (mq_dev *)calloc(1, sizeof *dev);
+    if (!dev)
+        return mq_fail(err, MQ_E_NOMEM, "cuda %d: out of host memory", ordinal);
+    dev->ordinal = ordinal;
+    mq_status st = open_stream(dev, err);
+    if (st != MQ_OK) {
+        dev_close(dev);
+        return st;
+    }
+    *out = dev;
+    return MQ_OK;
+}
+
+static const char *dev_name(const mq_dev *dev)
+{
+    return dev->name;
+}
+
+static mq_status allocate(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err)
+{
+    *out = NULL;
+    MQ_TRY(check(dev, cudaSetDevice(dev->ordinal), "allocation", err));
+    if (n_bytes >= 0 && cudaMalloc(out, n_bytes > 0 ? (size_t)n_bytes : 1) == cudaSuccess)
+        return MQ_OK;
+    (void)cudaGetLastError();
+    *out = NULL;
+    return mq_fail(err, MQ_E_NOMEM, "cuda %d: out of memory (%lld bytes)", dev->ordinal, (long long)n_bytes);
+}
+
+static void release(mq_dev *dev, void *p)
+{
+    (void)cudaSetDevice(dev->ordinal);
+    (void)cudaFree(p);
+}
+
+static mq_status alloc(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err)
+{
+    MQ_TRY(allocate(dev, out, n_bytes, err));
+    cudaError_t e = cudaMemsetAsync(*out, 0, (size_t)n_bytes, dev->stream);
+    if (e == cudaSuccess)
+        return MQ_OK;
+    release(dev, *out);
+    *out = NULL;
+    return check(dev, e, "alloc", err);
+}
+
+static mq_status copy(mq_dev *dev, void *dst, const void *src, int64_t n_bytes, cudaMemcpyKind kind, const char *what,
+                      mq_err *err)
+{
+    if (n_bytes <= 0)
+        return MQ_OK;
+    cudaError_t e = cudaSetDevice(dev->ordinal);
+    if (e == cudaSuccess)
+        e = cudaMemcpyAsync(dst, src, (size_t)n_bytes, kind, dev->stream);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(dev->stream); /* the host's memory is the caller's again */
+    return check(dev, e, what, err);
+}
+
+static mq_status upload(mq_dev *dev, void *dst, const void *src_host, int64_t n_bytes, mq_err *err)
+{
+    return copy(dev, dst, src_host, n_bytes, cudaMemcpyHostToDevice, "upload", err);
+}
+
+static mq_status download(mq_dev *dev, void *dst_host, const void *src, int64_t n_bytes, mq_err *err)
+{
+    return copy(dev, dst_host, src, n_bytes, cudaMemcpyDeviceToHost, "download", err);
+}
+
+static mq_status dev_sync(mq_dev *dev, mq_err *err)
+{
+    cudaError_t e = cudaSetDevice(dev->ordinal);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(dev->stream);
+    return check(dev, e, "sync", err);
+}
+
+mq_status workspace(mq_dev *dev, workspace_slot slot, int64_t n_bytes, void **out, mq_err *err)
+{
+    if (n_bytes > dev->ws_bytes[slot] || !dev->ws[slot]) {
+        release(dev, dev->ws[slot]); /* waits for the work that uses it */
+        dev->ws[slot] = NULL;
+        dev->ws_bytes[slot] = 0;
+        MQ_TRY(allocate(dev, &dev->ws[slot], n_bytes, err));
+        dev->ws_bytes[slot] = n_bytes;
+    }
+    *out = dev->ws[slot];
+    return MQ_OK;
+}
+
+/* By name, so that the order of kernels.h may change. */
+static constexpr mq_kernels table()
+{
+    mq_kernels t = {};
+    t.name = "cuda";
+    t.dev_open = dev_open;
+    t.dev_close = dev_close;
+    t.dev_name = dev_name;
+    t.alloc = alloc;
+    t.release = release;
+    t.upload = upload;
+    t.download = download;
+    t.dev_sync = dev_sync;
+    t.rmsnorm = rmsnorm;
+    t.swiglu = swiglu;
+    t.widen = widen;
+    t.embed = embed;
+    t.gather = gather;
+    t.scatter_add = scatter_add;
+    t.add = add;
+    t.axpby = axpby;
+    t.linear = linear;
+    t.linear_fixed = linear_fixed;
+    return t;
+}
+
+} // namespace mq_cuda
+
+extern "C" const mq_kernels mq_cuda_kernels;
+extern "C" const mq_kernels mq_cuda_kernels = mq_cuda::table();

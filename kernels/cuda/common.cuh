@@ -1,0 +1,157 @@
+/* What every file of kernels/cuda shares: the device, errors, launches, sums across threads.
+ *
+ * All of it lives in namespace mq_cuda, so that the copy compiled for the host (tests/emulator) can stand beside the
+ * real one under another name.  Kernels are compiled without contraction of a * b + c, as the host code is: fmaf
+ * stands where a fused multiply-add is meant.  kernels/kernels.h documents each operation. */
+#ifndef MQ_KERNELS_CUDA_COMMON_CUH
+#define MQ_KERNELS_CUDA_COMMON_CUH
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include <utility>
+
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/kernels.h"
+#include "src/float.h"
+
+namespace mq_cuda {
+struct blas;
+
+/* Buffers that grow on demand and are kept until the device closes. */
+enum workspace_slot { WS_WEIGHTS, WS_STATS, WS_MATRIX_A, WS_MATRIX_B, WS_COUNT };
+} // namespace mq_cuda
+
+struct mq_dev {
+    int ordinal;
+    char name[320];
+    cudaStream_t stream;
+    mq_cuda::blas *blas; /* NULL until first used */
+    void *ws[mq_cuda::WS_COUNT];
+    int64_t ws_bytes[mq_cuda::WS_COUNT];
+};
+
+namespace mq_cuda {
+
+/* MQ_E_DEVICE with CUDA's text unless e is success; what names the operation. */
+mq_status check(const mq_dev *dev, cudaError_t e, const char *what, mq_err *err);
+
+/* At least n_bytes, 256-byte aligned, contents undefined; dev's until the next call for this slot. */
+mq_status workspace(mq_dev *dev, workspace_slot slot, int64_t n_bytes, void **out, mq_err *err);
+
+/* Launch on dev's stream; an empty grid is done at once. */
+template <class... P, class... A>
+mq_status launch(mq_dev *dev, mq_err *err, const char *what, void (*kernel)(P...), dim3 grid, unsigned threads,
+                 size_t shared_bytes, A &&...args)
+{
+    if (grid.x == 0 || grid.y == 0)
+        return MQ_OK;
+    cudaLaunchConfig_t c = {};
+    c.gridDim = grid;
+    c.blockDim = dim3(threads);
+    c.dynamicSmemBytes = shared_bytes;
+    c.stream = dev->stream;
+    cudaError_t e = cudaSetDevice(dev->ordinal);
+    if (e == cudaSuccess && shared_bytes > 48 << 10)
+        e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+    if (e == cudaSuccess)
+        e = cudaLaunchKernelEx(&c, kernel, std::forward<A>(args)...);
+    return check(dev, e, what, err);
+}
+
+/* Blocks for count items, per of them a block; kernels stride over what is beyond the limit. */
+static inline unsigned n_blocks(int64_t count, int64_t per, int64_t limit = 1 << 20)
+{
+    int64_t n = (count + per - 1) / per;
+    return (unsigned)(n < limit ? n : limit);
+}
+enum { GRID_Y_LIMIT = 65535 };
+
+/* ---- sums in a fixed order: across the 32 lanes, and across a block of up to 32 warps ---- */
+
+enum { WARP = 32 };
+static const unsigned ALL_LANES = 0xffffffffu;
+
+/* Both l and l + 16, + 8, + 4, + 2, + 1: the same tree in every lane. */
+template <class T> static __device__ __forceinline__ T warp_sum(T v)
+{
+    for (int step = 16; step; step /= 2)
+        v += __shfl_xor_sync(ALL_LANES, v, step);
+    return v;
+}
+
+/* All threads get the result; blockDim.x a multiple of 32, all threads of the block call. */
+template <class T> static __device__ __forceinline__ T block_sum(T v)
+{
+    MQ_SHARED(parts, T[WARP]);
+    unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    v = warp_sum(v);
+    __syncthreads(); /* a call before this one has read parts */
+    if (lane == 0)
+        parts[warp] = v;
+    __syncthreads();
+    v = lane < blockDim.x / WARP ? parts[lane] : T(0);
+    return warp_sum(v);
+}
+
+/* A value and its index: the larger value, the lower index among equals.  NaN is never larger. */
+struct ranked {
+    float value;
+    int32_t id;
+};
+static __device__ __forceinline__ bool ranks_before(ranked a, ranked b)
+{
+    return a.value > b.value || (a.value == b.value && a.id < b.id);
+}
+static __device__ __forceinline__ ranked warp_best(ranked a)
+{
+    for (int step = 16; step; step /= 2) {
+        ranked b = {__shfl_xor_sync(ALL_LANES, a.value, step), __shfl_xor_sync(ALL_LANES, a.id, step)};
+        a = ranks_before(b, a) ? b : a;
+    }
+    return a;
+}
+static __device__ __forceinline__ ranked block_best(ranked a)
+{
+    MQ_SHARED(parts, ranked[WARP]);
+    unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    a = warp_best(a);
+    __syncthreads();
+    if (lane == 0)
+        parts[warp] = a;
+    __syncthreads();
+    a = parts[lane < blockDim.x / WARP ? lane : 0];
+    return warp_best(a);
+}
+
+/* ---- the operations, one file a group ---- */
+
+mq_status linear(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err);
+mq_status linear_fixed(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err);
+mq_status widen(mq_dev *dev, float *out, const mq_matrix *w, int64_t row0, int64_t n_rows, mq_err *err);
+mq_status embed(mq_dev *dev, float *out, const mq_matrix *m, const int32_t *ids, int64_t n, mq_err *err);
+mq_status rmsnorm(mq_dev *dev, float *y, const float *x, const float *weight, double eps, int64_t n, int64_t cols,
+                  mq_err *err);
+mq_status swiglu(mq_dev *dev, float *h, const float *gate, const float *up, bool interleaved, int64_t n, int64_t width,
+                 mq_err *err);
+mq_status rope(mq_dev *dev, float *x, int64_t n, int n_heads, int head_dim, int rotary_dims, double theta, int64_t pos0,
+               mq_err *err);
+mq_status kv_store(mq_dev *dev, const mq_kv *kv, const float *k, const float *v, float v_scale, int64_t n, int64_t pos0,
+                   mq_err *err);
+mq_status attention(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads, const float *sink,
+                    int window, int64_t n, int64_t pos0, mq_err *err);
+mq_status route(mq_dev *dev, int32_t *ids, float *coef, float *margin, const float *logits, const float *bias, int64_t n,
+                int n_experts, int topk, bool norm, float scaling, mq_err *err);
+mq_status gather(mq_dev *dev, float *out, const float *src, const int32_t *index, int64_t n, int64_t cols, mq_err *err);
+mq_status scatter_add(mq_dev *dev, float *y, const float *x, const int32_t *index, const float *coef, int64_t n,
+                      int64_t cols, mq_err *err);
+mq_status add(mq_dev *dev, float *y, const float *x, int64_t count, mq_err *err);
+mq_status axpby(mq_dev *dev, float *y, float a, const float *x, float b, int64_t count, mq_err *err);
+mq_status sample(mq_dev *dev, int32_t *tokens, const float *logits, const mq_sampling *s, int64_t n, int64_t vocab,
+                 int64_t pos0, mq_err *err);
+mq_status logit_stats(mq_dev *dev, mq_logit_stats *stats, const float *a, const float *b, const int32_t *targets,
+                      int64_t n, int64_t vocab, mq_err *err);
+
+} // namespace mq_cuda
+
+#endif

@@ -1,0 +1,35 @@
+/* The large product: blocks of weight rows widened to F32, each multiplied with all activation rows by cuBLAS in F32.
+ *
+ * The cut into blocks depends on the shape alone.  Few rows go to linear_fixed, which reads the weights once. */
+#include "kernels/cuda/blas.cuh"
+#include "kernels/cuda/common.cuh"
+
+namespace mq_cuda {
+
+enum { FIXED_UP_TO = 8 };
+static const int64_t WIDE_FLOATS = 16 << 20, ROWS_AT_LEAST = 128; /* 64 MiB of widened weights at a time */
+
+mq_status linear(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err)
+{
+    if (n <= FIXED_UP_TO)
+        return linear_fixed(dev, y, x, w, n, err);
+    if (w->rows == 0)
+        return MQ_OK;
+    if (w->scheme == MQ_SCHEME_F32)
+        return gemm_nt(dev, "linear", y, w->rows, x, w->cols, (const float *)w->data, w->cols, n, w->rows, w->cols, 1.0f,
+                       0.0f, err);
+    int64_t block = WIDE_FLOATS / w->cols / ROWS_AT_LEAST * ROWS_AT_LEAST;
+    block = block < ROWS_AT_LEAST ? ROWS_AT_LEAST : block;
+    block = block < w->rows ? block : w->rows;
+    void *room;
+    MQ_TRY(workspace(dev, WS_WEIGHTS, block * w->cols * (int64_t)sizeof *x, &room, err));
+    float *wide = (float *)room;
+    for (int64_t row0 = 0; row0 < w->rows; row0 += block) {
+        int64_t rows = w->rows - row0 < block ? w->rows - row0 : block;
+        MQ_TRY(widen(dev, wide, w, row0, rows, err));
+        MQ_TRY(gemm_nt(dev, "linear", y + row0, w->rows, x, w->cols, wide, w->cols, n, rows, w->cols, 1.0f, 0.0f, err));
+    }
+    return MQ_OK;
+}
+
+} // namespace mq_cuda

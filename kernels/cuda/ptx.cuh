@@ -1,0 +1,60 @@
+/* Everything that plain CUDA C++ cannot say: the matrix product of fragments, asynchronous copies; and the one way to
+ * declare shared memory.
+ *
+ * Kernels use these and no asm of their own, so that they also compile as C++ for the host: tests/emulator brings its
+ * own versions of this file's functions and of cuda_runtime.h, and runs the kernels in tests without a GPU.
+ *
+ *   MQ_SHARED(name, type)            a shared variable; type may be an array: MQ_SHARED(tile, float[32][33])
+ *   MQ_SHARED_DYNAMIC(name, type)    type *name, the launch's dynamic shared memory, 16-byte aligned */
+#ifndef MQ_KERNELS_CUDA_PTX_CUH
+#define MQ_KERNELS_CUDA_PTX_CUH
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#ifdef MQ_CUDA_EMULATED
+#include <emulated_ptx.h>
+#else
+
+#define MQ_SHARED(name, ...)         \
+    using name##_type = __VA_ARGS__; \
+    __shared__ name##_type name
+#define MQ_SHARED_DYNAMIC(name, type)                   \
+    extern __shared__ float4 mq_dynamic_shared_bytes[]; \
+    type *name = (type *)mq_dynamic_shared_bytes
+
+namespace mq_cuda {
+
+/* c [16, 8] += a [16, 16] * b [16, 8], BF16 pairs, F32 sums, by a whole warp.  Lane l, g = l / 4, t = l % 4 holds rows g
+ * and g + 8 of a at columns 2 t, 2 t + 1 (a[0], a[1]) and 2 t + 8, 2 t + 9 (a[2], a[3]); column g of b at the same
+ * rows (b[0], b[1]); rows g (c[0], c[1]) and g + 8 of c at columns 2 t, 2 t + 1.  Source: PTX manual, mma.m16n8k16. */
+static __device__ __forceinline__ void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2])
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* 16 bytes to shared memory, both addresses multiples of 16; there after commit and wait (and a barrier for others). */
+static __device__ __forceinline__ void copy_async16(void *shared, const void *global)
+{
+    uint32_t to = (uint32_t)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+
+static __device__ __forceinline__ void copy_async_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Until at most LEFT of this thread's committed groups are under way. */
+template <int LEFT> static __device__ __forceinline__ void copy_async_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+} // namespace mq_cuda
+#endif
+
+#endif

@@ -1,0 +1,63 @@
+/* Operations that move or add rows: gather, scatter-add, add, axpby.  A thread an element. */
+#include "kernels/cuda/common.cuh"
+
+namespace mq_cuda {
+
+enum { THREADS = 256 };
+
+static dim3 grid_of(int64_t n, int64_t cols)
+{
+    return cols ? dim3(n_blocks(cols, THREADS), n_blocks(n, 1, GRID_Y_LIMIT)) : dim3(0);
+}
+
+static __global__ void gather_kernel(float *out, const float *src, const int32_t *index, int64_t n, int64_t cols)
+{
+    for (int64_t i = blockIdx.y; i < n; i += gridDim.y)
+        for (int64_t k = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; k < cols; k += (int64_t)gridDim.x * blockDim.x)
+            out[i * cols + k] = src[index[i] * cols + k];
+}
+
+mq_status gather(mq_dev *dev, float *out, const float *src, const int32_t *index, int64_t n, int64_t cols, mq_err *err)
+{
+    return launch(dev, err, "gather", gather_kernel, grid_of(n, cols), THREADS, 0, out, src, index, n, cols);
+}
+
+static __global__ void scatter_add_kernel(float *y, const float *x, const int32_t *index, const float *coef, int64_t n,
+                                          int64_t cols)
+{
+    for (int64_t i = blockIdx.y; i < n; i += gridDim.y)
+        for (int64_t k = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; k < cols; k += (int64_t)gridDim.x * blockDim.x)
+            y[index[i] * cols + k] += coef[i] * x[i * cols + k];
+}
+
+mq_status scatter_add(mq_dev *dev, float *y, const float *x, const int32_t *index, const float *coef, int64_t n,
+                      int64_t cols, mq_err *err)
+{
+    return launch(dev, err, "scatter_add", scatter_add_kernel, grid_of(n, cols), THREADS, 0, y, x, index, coef, n, cols);
+}
+
+static __global__ void add_kernel(float *y, const float *x, int64_t count)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (int64_t)gridDim.x * blockDim.x)
+        y[i] += x[i];
+}
+
+mq_status add(mq_dev *dev, float *y, const float *x, int64_t count, mq_err *err)
+{
+    return launch(dev, err, "add", add_kernel, n_blocks(count, THREADS), THREADS, 0, y, x, count);
+}
+
+static __global__ void axpby_kernel(float *y, float a, const float *x, float b, int64_t count)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (int64_t)gridDim.x * blockDim.x) {
+        float left = a == 0.0f ? 0.0f : a * y[i], right = b == 0.0f ? 0.0f : b * x[i];
+        y[i] = left + right;
+    }
+}
+
+mq_status axpby(mq_dev *dev, float *y, float a, const float *x, float b, int64_t count, mq_err *err)
+{
+    return launch(dev, err, "axpby", axpby_kernel, n_blocks(count, THREADS), THREADS, 0, y, a, x, b, count);
+}
+
+} // namespace mq_cuda

@@ -1,0 +1,33 @@
+/* What tests may ask of the emulator: its table of operations, and the faults and orders it can be told to use.
+ * The product never sees it: mq_kernels_find knows no such name. */
+#ifndef MQ_TESTS_EMULATOR_EMULATOR_H
+#define MQ_TESTS_EMULATOR_EMULATOR_H
+
+#include <stdbool.h>
+
+#include "kernels/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The table of kernels/cuda compiled for the host; static storage.  Its name is "cuda". */
+extern const mq_kernels mq_cuda_emulated_kernels;
+
+/* Run blocks, warps and lanes from the last to the first (or, the default, from the first): a missing barrier that one
+ * order forgives shows in the other. */
+void mq_emulator_run_backwards(bool backwards);
+
+/* The compute capability that the one device reports; 9.0 unless changed. */
+void mq_emulator_set_capability(int major, int minor);
+
+/* Let the n-th allocation of device memory from now fail (1: the next); 0: none. */
+void mq_emulator_fail_allocation(int n);
+
+/* Let the n-th launch from now fail (1: the next); 0: none. */
+void mq_emulator_fail_launch(int n);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

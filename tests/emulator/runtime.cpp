@@ -1,0 +1,202 @@
+/* The runtime calls: one device, memory from the heap, everything done before the call returns.
+ *
+ * Device memory is remembered, so that a copy from or to a host pointer where a device pointer belongs is an error, and
+ * filled with NaN, so that what was never written shows. */
+#include <cuda_runtime.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <map>
+#include <mutex>
+
+#include "tests/emulator/emulator.h"
+#include "tests/emulator/scheduler.h"
+
+enum { DEFAULT_SHARED = 48 << 10, MOST_SHARED = 227 << 10, MOST_THREADS = 1024, MOST_GRID_YZ = 65535 };
+
+namespace {
+std::mutex lock;
+std::map<const char *, size_t> blocks; /* device memory: start, bytes */
+std::map<const void *, int> shared_limits;
+cudaError_t last = cudaSuccess;
+int major = 9, minor, allocation_to_fail, launch_to_fail;
+
+bool counts_down_to_failure(int *n)
+{
+    return *n > 0 && --*n == 0;
+}
+
+bool is_device(const void *p, size_t n_bytes)
+{
+    std::lock_guard<std::mutex> guard(lock);
+    auto it = blocks.upper_bound((const char *)p);
+    if (it == blocks.begin())
+        return false;
+    --it;
+    return (const char *)p + n_bytes <= it->first + it->second;
+}
+
+cudaError_t remember(cudaError_t e)
+{
+    if (e != cudaSuccess)
+        last = e;
+    return e;
+}
+} // namespace
+
+extern "C" {
+void mq_emulator_run_backwards(bool on)
+{
+    emu_set_backwards(on);
+}
+
+void mq_emulator_set_capability(int to_major, int to_minor)
+{
+    major = to_major;
+    minor = to_minor;
+}
+
+void mq_emulator_fail_allocation(int n)
+{
+    allocation_to_fail = n;
+}
+
+void mq_emulator_fail_launch(int n)
+{
+    launch_to_fail = n;
+}
+}
+
+const char *cudaGetErrorString(cudaError_t e)
+{
+    switch (e) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
+    }
+    return "unknown error";
+}
+
+cudaError_t cudaGetLastError(void)
+{
+    cudaError_t e = last;
+    last = cudaSuccess;
+    return e;
+}
+
+cudaError_t cudaGetDeviceCount(int *count)
+{
+    *count = 1;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int ordinal)
+{
+    if (ordinal != 0)
+        return remember(cudaErrorInvalidDevice);
+    *prop = {};
+    snprintf(prop->name, sizeof prop->name, "emulated GPU");
+    prop->major = major;
+    prop->minor = minor;
+    prop->multiProcessorCount = 4;
+    prop->totalGlobalMem = (size_t)1 << 34;
+    prop->sharedMemPerBlockOptin = MOST_SHARED;
+    return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int ordinal)
+{
+    return ordinal == 0 ? cudaSuccess : remember(cudaErrorInvalidDevice);
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned)
+{
+    *out = (cudaStream_t)malloc(1);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t s)
+{
+    free(s);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **out, size_t n_bytes)
+{
+    *out = nullptr;
+    if (n_bytes == 0)
+        return cudaSuccess;
+    if (counts_down_to_failure(&allocation_to_fail) || n_bytes > (size_t)1 << 34 || posix_memalign(out, 256, n_bytes))
+        return remember(cudaErrorMemoryAllocation);
+    memset(*out, 0xff, n_bytes);
+    std::lock_guard<std::mutex> guard(lock);
+    blocks[(const char *)*out] = n_bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *p)
+{
+    {
+        std::lock_guard<std::mutex> guard(lock);
+        if (p && !blocks.erase((const char *)p))
+            return remember(cudaErrorInvalidValue);
+    }
+    free(p);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n_bytes, cudaMemcpyKind kind, cudaStream_t)
+{
+    bool to_device = kind != cudaMemcpyDeviceToHost, from_device = kind != cudaMemcpyHostToDevice;
+    if (n_bytes && (is_device(dst, n_bytes) != to_device || is_device(src, n_bytes) != from_device))
+        return remember(cudaErrorInvalidValue);
+    if (n_bytes)
+        memcpy(dst, src, n_bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *p, int value, size_t n_bytes, cudaStream_t)
+{
+    if (n_bytes && !is_device(p, n_bytes))
+        return remember(cudaErrorInvalidValue);
+    if (n_bytes)
+        memset(p, value, n_bytes);
+    return cudaSuccess;
+}
+
+cudaError_t emu_set_shared_limit(const void *kernel, cudaFuncAttribute, int n_bytes)
+{
+    if (n_bytes < 0 || n_bytes > MOST_SHARED)
+        return remember(cudaErrorInvalidValue);
+    std::lock_guard<std::mutex> guard(lock);
+    shared_limits[kernel] = n_bytes;
+    return cudaSuccess;
+}
+
+cudaError_t emu_launch(const cudaLaunchConfig_t *c, const void *kernel, void (*run)(void *), void *context)
+{
+    size_t most = DEFAULT_SHARED;
+    {
+        std::lock_guard<std::mutex> guard(lock);
+        auto it = shared_limits.find(kernel);
+        if (it != shared_limits.end() && (size_t)it->second > most)
+            most = (size_t)it->second;
+    }
+    uint64_t threads = (uint64_t)c->blockDim.x * c->blockDim.y * c->blockDim.z;
+    if (threads == 0 || threads > MOST_THREADS || c->blockDim.z > 64 || c->dynamicSmemBytes > most ||
+        c->gridDim.x == 0 || c->gridDim.y == 0 || c->gridDim.z == 0 || c->gridDim.x > INT32_MAX ||
+        c->gridDim.y > MOST_GRID_YZ || c->gridDim.z > MOST_GRID_YZ)
+        return remember(cudaErrorInvalidConfiguration);
+    if (counts_down_to_failure(&launch_to_fail))
+        return remember(cudaErrorInvalidValue);
+    emu_run_grid(c->gridDim, c->blockDim, c->dynamicSmemBytes, run, context);
+    return cudaSuccess;
+}
