@@ -88,7 +88,7 @@ static mq_status shape_of(mq_draft_shape *s, mq_draft_kind kind, const mq_store 
         return mq_fail(err, MQ_E_UNSUPPORTED, "%s: the model has no %s", mq_store_dir(store),
                        is_dflash              ? "DFlash drafter"
                        : kind == MQ_DRAFT_MTP ? "MTP layers"
-                                              : "drafter of no kind");
+                                              : "drafter of this kind");
     *s = (mq_draft_shape){.n_ranks = mq_store_n_ranks(store),
                           .hidden = m->hidden,
                           .vocab = m->vocab,
