@@ -226,7 +226,10 @@ mq_status mq_source_resolve(mq_source_tensor *out, const mq_source *s, mq_key ke
                                   (long long)w.cols, MQ_MX_GROUP);
         MQ_TRY(check_dims(out->data, 2, stored_rows, w.cols / 2, err));
     } else {
-        MQ_TRY(check_dims(out->data, 2, stored_rows, w.cols, err));
+        mq_status st = check_dims(out->data, 2, stored_rows, w.cols, err);
+        if (key.role == MQ_ROLE_DRAFT_FC) /* its width says how many layers feed it */
+            st = mq_wrap(err, st, "dflash/config.json: %d target_layer_ids", s->draft.n_taps);
+        MQ_TRY(st);
     }
     bool has_scale = out->scheme == MQ_SCHEME_FP8_BLOCK || out->scheme == MQ_SCHEME_MXFP4_ROWS;
     return has_scale ? find_scale(out, c, name, used, err) : MQ_OK;

@@ -80,6 +80,9 @@ static mq_status read_attention(mq_draft_model *d, const mq_config *c, const mq_
                        c->where, a->n_heads, a->n_kv_heads);
     MQ_TRY(mq_config_bool_or(c, "add_swa_attention_sink_bias", false, &by_swa));
     MQ_TRY(mq_config_bool_or(f, "attention_sink_bias", by_swa, &a->has_sink));
+    if (mq_config_find(c, "add_swa_attention_sink_bias") && a->has_sink != by_swa)
+        return mq_fail(c->err, MQ_E_SHAPE, "%s: attention_sink_bias is %s, add_swa_attention_sink_bias %s", f->where,
+                       a->has_sink ? "true" : "false", by_swa ? "true" : "false");
     MQ_TRY(mq_config_double_or(f, "attention_value_scale", 0.0, 1e6, 1.0, &d->value_scale));
     MQ_TRY(read_window(d, c, f));
     return mq_rope_config_read(a, NULL, c);
