@@ -1,6 +1,10 @@
 /* One sequence on a resident model: prefill in chunks (batch kernels), steps of 1 to 8 rows (fixed
  * order), rollback.
  *
+ * With a drafter every call also copies the residual stream after the drafter's layers.  The copies
+ * wait in a buffer, where rows that are taken back are simply dropped, until a proposal wants them
+ * or the buffer is full: a step without a proposal costs the drafter nothing but the copies.
+ *
  * The memory that weights, cache and workspace will take is computed from headers and compared with
  * the budget before anything large is allocated. */
 #include "runtime/engine.h"
@@ -8,6 +12,7 @@
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "runtime/forward.h"
 
@@ -26,6 +31,12 @@ struct mq_engine {
     float *host_logits; /* [MAX_STEP, vocab] */
     int64_t n_logits;   /* rows of the last call */
     int64_t logits_pos; /* position of the first of them */
+
+    mq_draft *draft;      /* NULL: none */
+    int n_taps;           /* layers it looks at */
+    float *features;      /* [n_taps, prefill_rows, hidden], dev's memory: positions from */
+    int32_t *waiting_ids; /* [prefill_rows] the drafter's length on, and their tokens */
+    int64_t n_waiting;
 };
 
 static int64_t at_most(int64_t a, int64_t b)
@@ -39,8 +50,47 @@ static int64_t prefill_rows(const mq_engine_options *o)
     return rows < MAX_STEP ? MAX_STEP : rows;
 }
 
+static const char *draft_name(mq_draft_kind kind)
+{
+    return kind == MQ_DRAFT_DFLASH ? "DFlash drafter" : "MTP layers";
+}
+
+/* Which drafter a store of dir shall lend: known from headers. */
+static mq_status choose_draft(mq_draft_kind *out, const char *dir, const mq_engine_options *o,
+                              mq_err *err)
+{
+    *out = o->draft_any ? MQ_DRAFT_NONE : o->draft;
+    if (!o->draft_any)
+        return MQ_OK;
+    const mq_store_options so = {
+        .n_ranks = o->n_ranks > 0 ? o->n_ranks : 1, .n_threads = 1, .dflash = true, .mtp = true};
+    mq_store *s;
+    MQ_TRY(mq_store_open(&s, dir, &so, err));
+    *out = mq_draft_available(s, MQ_DRAFT_DFLASH) ? MQ_DRAFT_DFLASH
+           : mq_draft_available(s, MQ_DRAFT_MTP)  ? MQ_DRAFT_MTP
+                                                  : MQ_DRAFT_NONE;
+    mq_store_close(s);
+    return MQ_OK;
+}
+
+/* Bytes of the drafter and of the features that wait for it. */
+static mq_status drafter_bytes(int64_t *out, const mq_store *s, mq_draft_kind kind, int64_t rows,
+                               mq_err *err)
+{
+    *out = 0;
+    if (kind == MQ_DRAFT_NONE)
+        return MQ_OK;
+    if (!mq_draft_available(s, kind))
+        return mq_fail(err, MQ_E_UNSUPPORTED, "%s: the model has no %s", mq_store_dir(s),
+                       draft_name(kind));
+    int n_taps = kind == MQ_DRAFT_DFLASH ? mq_store_draft_model(s)->n_taps : 1;
+    *out = mq_draft_bytes(s, kind, rows) +
+           rows * (4 * (int64_t)n_taps * mq_store_model(s)->hidden + 4);
+    return MQ_OK;
+}
+
 static mq_status plan_bytes(mq_engine_bytes *out, const mq_store *s, const mq_engine_options *o,
-                            mq_err *err)
+                            mq_draft_kind draft, mq_err *err)
 {
     const mq_model *m = mq_store_model(s);
     int n_ranks = mq_store_n_ranks(s);
@@ -54,30 +104,36 @@ static mq_status plan_bytes(mq_engine_bytes *out, const mq_store *s, const mq_en
     out->cache = mq_cache_bytes(m, n_ranks, out->context, rows);
     out->workspace = mq_forward_workspace_bytes(m, n_ranks, rows, rows) + 4 * rows * m->hidden +
                      2 * 4 * (int64_t)MAX_STEP * m->vocab;
-    return MQ_OK;
+    out->draft = draft;
+    return drafter_bytes(&out->drafter, s, draft, rows, err);
 }
 
 mq_status mq_engine_plan(mq_engine_bytes *out, const char *dir, const mq_engine_options *options,
                          mq_err *err)
 {
+    mq_draft_kind draft;
+    MQ_TRY(choose_draft(&draft, dir, options, err));
     const mq_store_options so = {.n_ranks = options->n_ranks > 0 ? options->n_ranks : 1,
-                                 .n_threads = 1};
+                                 .n_threads = 1,
+                                 .dflash = draft == MQ_DRAFT_DFLASH,
+                                 .mtp = draft == MQ_DRAFT_MTP};
     mq_store *s;
     MQ_TRY(mq_store_open(&s, dir, &so, err));
-    mq_status st = plan_bytes(out, s, options, err);
+    mq_status st = plan_bytes(out, s, options, draft, err);
     mq_store_close(s);
     return st;
 }
 
 static mq_status check_budget(const mq_engine_bytes *b, int64_t budget, mq_err *err)
 {
-    int64_t need = b->weights + b->cache + b->workspace;
+    int64_t need = b->weights + b->cache + b->workspace + b->drafter;
     if (budget > 0 && need > budget)
         return mq_fail(err, MQ_E_NOMEM,
                        "a budget of %lld bytes, but %lld are needed: %lld for weights, %lld for a "
-                       "context of %lld, %lld for workspace",
+                       "context of %lld, %lld for workspace, %lld for the drafter",
                        (long long)budget, (long long)need, (long long)b->weights,
-                       (long long)b->cache, (long long)b->context, (long long)b->workspace);
+                       (long long)b->cache, (long long)b->context, (long long)b->workspace,
+                       (long long)b->drafter);
     return MQ_OK;
 }
 
@@ -99,17 +155,36 @@ static mq_status alloc_buffers(mq_engine *e, mq_err *err)
     return MQ_OK;
 }
 
+static mq_status open_draft(mq_engine *e, mq_draft_kind kind, mq_err *err)
+{
+    const int *layers;
+    void *p;
+    if (kind == MQ_DRAFT_NONE)
+        return MQ_OK;
+    MQ_TRY(mq_draft_create(&e->draft, kind, e->kernels, e->dev, e->store, e->prefill_rows, err));
+    e->n_taps = mq_draft_taps(e->draft, &layers);
+    int64_t floats = e->n_taps * e->prefill_rows * mq_store_model(e->store)->hidden;
+    MQ_TRY(e->kernels->alloc(e->dev, &p, 4 * floats, err));
+    e->features = p;
+    e->waiting_ids = calloc((size_t)e->prefill_rows, sizeof *e->waiting_ids);
+    return e->waiting_ids ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "drafter: out of memory");
+}
+
 static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_options *o, mq_err *err)
 {
+    mq_draft_kind draft;
+    MQ_TRY(choose_draft(&draft, dir, o, err));
     mq_store_options so = {.n_ranks = o->n_ranks > 0 ? o->n_ranks : 1,
                            .n_threads = o->n_threads,
                            .check = true,
+                           .dflash = draft == MQ_DRAFT_DFLASH,
+                           .mtp = draft == MQ_DRAFT_MTP,
                            .progress = o->progress,
                            .progress_ctx = o->progress_ctx};
     MQ_TRY(mq_store_open(&e->store, dir, &so, err));
     const mq_model *m = mq_store_model(e->store);
     mq_engine_bytes bytes;
-    MQ_TRY(plan_bytes(&bytes, e->store, o, err));
+    MQ_TRY(plan_bytes(&bytes, e->store, o, draft, err));
     MQ_TRY(check_budget(&bytes, o->memory_bytes, err));
     e->context = bytes.context;
     e->prefill_rows = prefill_rows(o);
@@ -119,7 +194,8 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
                              e->prefill_rows, err));
     MQ_TRY(mq_cache_create(&e->cache, e->kernels, e->dev, m, so.n_ranks, e->context,
                            e->prefill_rows, err));
-    return alloc_buffers(e, err);
+    MQ_TRY(alloc_buffers(e, err));
+    return open_draft(e, draft, err);
 }
 
 mq_status mq_engine_open(mq_engine **out, const char *dir, const mq_kernels *kernels,
@@ -144,7 +220,10 @@ void mq_engine_close(mq_engine *e)
     if (!e)
         return;
     free(e->host_logits);
+    free(e->waiting_ids);
+    mq_draft_free(e->draft);
     if (e->dev) {
+        e->kernels->release(e->dev, e->features);
         e->kernels->release(e->dev, e->token);
         e->kernels->release(e->dev, e->logits);
         e->kernels->release(e->dev, e->x);
@@ -185,10 +264,17 @@ void mq_engine_reset(mq_engine *e)
 {
     mq_cache_truncate(e->cache, 0);
     e->n_logits = 0;
+    e->n_waiting = 0;
+    if (e->draft)
+        mq_draft_reset(e->draft);
 }
 
 void mq_engine_rollback(mq_engine *e, int64_t length)
 {
+    if (e->draft) {
+        assert(length >= mq_draft_length(e->draft));
+        e->n_waiting = length - mq_draft_length(e->draft);
+    }
     mq_cache_truncate(e->cache, length);
 }
 
@@ -205,6 +291,42 @@ static mq_status check_ids(const mq_engine *e, const int32_t *ids, int64_t n, mq
         if (ids[i] < 0 || ids[i] >= vocab)
             return mq_fail(err, MQ_E_ARG, "token id %d at position %lld, expected 0 to %d", ids[i],
                            (long long)(length + i), vocab - 1);
+    return MQ_OK;
+}
+
+/* Tell the drafter of the positions that wait. */
+static mq_status commit_waiting(mq_engine *e, mq_err *err)
+{
+    const float *features[MQ_MAX_TAPS];
+    if (e->n_waiting == 0)
+        return MQ_OK;
+    for (int i = 0; i < e->n_taps; i++)
+        features[i] = e->features + i * e->prefill_rows * mq_engine_model(e)->hidden;
+    MQ_TRY(mq_draft_commit(e->draft, e->waiting_ids, features, e->n_waiting, err));
+    e->n_waiting = 0;
+    return MQ_OK;
+}
+
+/* The layers for n ids, at most prefill_rows; what the drafter wants to know of them waits. */
+static mq_status feed(mq_engine *e, mq_forward_mode mode, const int32_t *ids, int64_t n,
+                      mq_err *err)
+{
+    if (e->draft) {
+        float *out[MQ_MAX_TAPS];
+        const int *layers;
+        if (e->n_waiting + n > e->prefill_rows)
+            MQ_TRY(commit_waiting(e, err));
+        for (int i = 0; i < e->n_taps; i++)
+            out[i] =
+                e->features + (i * e->prefill_rows + e->n_waiting) * mq_engine_model(e)->hidden;
+        mq_draft_taps(e->draft, &layers);
+        mq_forward_capture(e->forward, layers, out, e->n_taps);
+    }
+    MQ_TRY(mq_forward_tokens(e->forward, mode, e->x, ids, n, e->cache, NULL, NULL, err));
+    if (e->draft) {
+        memcpy(e->waiting_ids + e->n_waiting, ids, (size_t)n * sizeof *ids);
+        e->n_waiting += n;
+    }
     return MQ_OK;
 }
 
@@ -228,8 +350,7 @@ mq_status mq_engine_prefill(mq_engine *e, const int32_t *ids, int64_t n, mq_err 
     int64_t rows = 0;
     for (int64_t i = 0; i < n; i += rows) {
         rows = at_most(n - i, e->prefill_rows);
-        MQ_TRY(mq_forward_tokens(e->forward, MQ_FORWARD_BATCH, e->x, ids + i, rows, e->cache, NULL,
-                                 NULL, err));
+        MQ_TRY(feed(e, MQ_FORWARD_BATCH, ids + i, rows, err));
     }
     return finish(e, e->x + (rows - 1) * mq_engine_model(e)->hidden, 1, mq_engine_length(e) - 1,
                   err);
@@ -241,7 +362,7 @@ mq_status mq_engine_step(mq_engine *e, const int32_t *ids, int n, mq_err *err)
         return mq_fail(err, MQ_E_ARG, "a step of %d rows, expected 1 to %d", n, MAX_STEP);
     MQ_TRY(check_ids(e, ids, n, err));
     int64_t pos = mq_engine_length(e);
-    MQ_TRY(mq_forward_tokens(e->forward, MQ_FORWARD_STEP, e->x, ids, n, e->cache, NULL, NULL, err));
+    MQ_TRY(feed(e, MQ_FORWARD_STEP, ids, n, err));
     return finish(e, e->x, n, pos, err);
 }
 
@@ -265,4 +386,30 @@ mq_status mq_engine_sample(mq_engine *e, int32_t *token, int row, const mq_sampl
                        "model's weights overflow",
                        (long long)(e->logits_pos + row), (double)logit);
     return MQ_OK;
+}
+
+mq_draft_kind mq_engine_draft_kind(const mq_engine *e)
+{
+    return e->draft ? mq_draft_kind_of(e->draft) : MQ_DRAFT_NONE;
+}
+
+int mq_engine_draft_most(const mq_engine *e)
+{
+    return e->draft ? mq_draft_most(e->draft) : 0;
+}
+
+mq_status mq_engine_propose(mq_engine *e, int32_t *tokens, float *confidence, int32_t anchor, int n,
+                            mq_err *err)
+{
+    assert(e->draft);
+    if (anchor < 0 || anchor >= mq_engine_model(e)->vocab)
+        return mq_fail(err, MQ_E_ARG, "token id %d at position %lld, expected 0 to %d", anchor,
+                       (long long)mq_engine_length(e), mq_engine_model(e)->vocab - 1);
+    MQ_TRY(commit_waiting(e, err));
+    return mq_draft_propose(e->draft, tokens, confidence, anchor, n, err);
+}
+
+const int32_t *mq_engine_distinct_experts(const mq_engine *e)
+{
+    return mq_forward_distinct_experts(e->forward);
 }

@@ -1,4 +1,7 @@
-/* The public face of the runtime: open a model, give it a prompt, take tokens one at a time. */
+/* The public face of the runtime: open a model, give it a prompt, take tokens.
+ *
+ * With a drafter the engine keeps, for every position, what the drafter wants to know of it;
+ * runtime/speculate.h turns its guesses into tokens. */
 #ifndef MQ_RUNTIME_ENGINE_H
 #define MQ_RUNTIME_ENGINE_H
 
@@ -6,6 +9,7 @@
 #include <stdint.h>
 
 #include "kernels/kernels.h"
+#include "runtime/draft.h"
 #include "runtime/store.h"
 
 #ifdef __cplusplus
@@ -20,6 +24,8 @@ typedef struct mq_engine_options {
     int64_t context;      /* positions; 0: the smaller of the model's limit and 8192 */
     int64_t prefill_rows; /* rows of a prefill chunk; 0: 256 */
     int64_t memory_bytes; /* budget; 0: none.  MQ_E_NOMEM says what is needed */
+    mq_draft_kind draft;  /* MQ_E_UNSUPPORTED where the model does not have it */
+    bool draft_any;       /* instead of draft: DFlash where the model has it, else MTP, else none */
     void (*progress)(void *ctx, int64_t done_bytes, int64_t total_bytes);
     void *progress_ctx;
 } mq_engine_options;
@@ -27,7 +33,9 @@ typedef struct mq_engine_options {
 /* What a run takes, from headers alone. */
 typedef struct mq_engine_bytes {
     int64_t context;                   /* positions */
-    int64_t weights, cache, workspace; /* bytes */
+    int64_t weights;                   /* bytes, those of the drafter included */
+    int64_t cache, workspace, drafter; /* bytes; drafter: its context and workspace */
+    mq_draft_kind draft;               /* the drafter chosen */
 } mq_engine_bytes;
 
 /* Bytes that mq_engine_open(dir, options) would take; memory_bytes is not looked at.  Statuses of
@@ -56,7 +64,8 @@ mq_status mq_engine_prefill(mq_engine *e, const int32_t *ids, int64_t n, mq_err 
 /* Feed 1 to 8 ids through the decode step (fixed order); logits of all n rows are at
  * mq_engine_logits. */
 mq_status mq_engine_step(mq_engine *e, const int32_t *ids, int n, mq_err *err);
-/* Go back to length positions (rows of the last step that were rejected). */
+/* Go back to length positions (rows of the last step that were rejected).  With a drafter: not
+ * behind what a proposal has built on. */
 void mq_engine_rollback(mq_engine *e, int64_t length);
 /* Host logits [rows of the last call, vocab]; for prefill one row. */
 const float *mq_engine_logits(const mq_engine *e);
@@ -64,6 +73,17 @@ const float *mq_engine_logits(const mq_engine *e);
  * successor).  MQ_E_NUMERIC: its logit is not finite. */
 mq_status mq_engine_sample(mq_engine *e, int32_t *token, int row, const mq_sampling *s,
                            mq_err *err);
+
+/* The drafter that was opened, and how many tokens it guesses at most (0: MQ_DRAFT_NONE). */
+mq_draft_kind mq_engine_draft_kind(const mq_engine *e);
+int mq_engine_draft_most(const mq_engine *e);
+/* mq_draft_propose for the sequence held: the n tokens after anchor, which stands at position
+ * mq_engine_length.  Needs a drafter. */
+mq_status mq_engine_propose(mq_engine *e, int32_t *tokens, float *confidence, int32_t anchor, int n,
+                            mq_err *err);
+/* [layers] how many experts the last call's rows (of a prefill its last chunk's) chose in each
+ * layer, each counted once; 0 for a dense layer.  Borrowed until the next call. */
+const int32_t *mq_engine_distinct_experts(const mq_engine *e);
 
 #ifdef __cplusplus
 }

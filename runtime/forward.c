@@ -79,6 +79,7 @@ static void carve_host(mq_forward *f, carver *c)
     f->first = carve(c, m->n_experts + 1, 8);
     f->iota = carve(c, f->mlp_rows, 4);
     f->host_margin = carve(c, f->max_rows, 4);
+    f->n_distinct = carve(c, m->n_layers, 4);
     f->host_perm = f->n_ranks > 1 ? carve(c, f->head_rows * f->n_ranks, 4) : NULL;
 }
 
@@ -222,6 +223,11 @@ mq_status mq_forward_tokens(mq_forward *f, mq_forward_mode mode, float *x, const
     }
     mq_cache_advance(cache, n);
     return MQ_OK;
+}
+
+const int32_t *mq_forward_distinct_experts(const mq_forward *f)
+{
+    return f->n_distinct;
 }
 
 mq_status mq_forward_final_norm(mq_forward *f, float *y, const float *x, int64_t n, mq_err *err)

@@ -104,6 +104,10 @@ mq_status mq_forward_tokens(mq_forward *f, mq_forward_mode mode, float *x, const
  * what out[i] points to must stay. */
 void mq_forward_capture(mq_forward *f, const int *layers, float *const *out, int n);
 
+/* [n_layers] how many experts the rows of the last mq_forward_mlp on each layer chose, each expert
+ * counted once; 0 for a dense layer.  Host memory, borrowed. */
+const int32_t *mq_forward_distinct_experts(const mq_forward *f);
+
 /* y [n, hidden] = RMSNorm(x; final norm): what the head sees.  Any n. */
 mq_status mq_forward_final_norm(mq_forward *f, float *y, const float *x, int64_t n, mq_err *err);
 

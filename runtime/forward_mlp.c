@@ -163,6 +163,9 @@ static mq_status moe(mq_forward *f, mq_forward_mode mode, int layer, const mq_la
 {
     MQ_TRY(route_rows(f, mode, layer, w, x, n, margin, tap, err));
     MQ_TRY(group_rows(f, n, err));
+    f->n_distinct[layer] = 0;
+    for (int e = 0; e < f->m->n_experts; e++)
+        f->n_distinct[layer] += f->first[e] < f->first[e + 1];
     moe_input in = {n <= f->max_rows ? f->h : NULL, x, w->post_norm};
     MQ_TRY(rank_experts(f, mode, layer, 0, f->y, &in, n, tap, err));
     for (int r = 1; r < f->n_ranks; r++) {

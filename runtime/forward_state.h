@@ -57,6 +57,7 @@ struct mq_forward {
     int64_t *first;          /* [n_experts + 1] where an expert's rows begin in sorted */
     int32_t *iota;           /* [T] 0, 1, 2, ... */
     float *host_margin;      /* [B] */
+    int32_t *n_distinct;     /* [n_layers] experts that the last rows chose */
     int32_t *host_perm;      /* [head_rows * n_ranks] */
 };
 

@@ -1,12 +1,13 @@
 /* The policy of width.h.
  *
  * Maximising tokens per second over a long run is maximising, step by step, expected tokens less
- * pace times seconds (renewal reward); so a step takes the number of rows for which that difference is
- * largest, the pace being a fading average of what the steps brought, never below plain decoding's.
+ * pace times seconds (renewal reward); so a step takes the number of rows for which that difference
+ * is largest, the pace being a fading average of what the steps brought, never below plain
+ * decoding's.
  *
- * Chances: bins of confidence per position, which lean on bins over all positions, which lean on the
- * drafter's own word.  All counts fade a little with every step, so a kind of guess that is no longer
- * tried returns to the drafter's word and gets another try without steps spent on exploring.
+ * Chances: bins of confidence per position, which lean on bins over all positions, which lean on
+ * the drafter's own word.  All counts fade a little with every step, so a kind of guess that is no
+ * longer tried returns to the drafter's word and gets another try without steps spent on exploring.
  *
  * Drafting itself is given up for a while when the pace of drafted steps is below plain decoding's;
  * pauses grow while the trials between them fail. */
@@ -15,15 +16,15 @@
 #include <assert.h>
 #include <string.h>
 
-static const double ROW_SHARE = 0.1;          /* cost of a row before it is measured */
-static const double KEEP = 1.0 - 1.0 / 512;   /* of a count, step by step */
-static const double TRUST_WORD = 4.0;         /* guesses that the drafter's word weighs as much as */
-static const double TRUST_ALL = 8.0;          /* the same for the bin over all positions */
+static const double ROW_SHARE = 0.1;        /* cost of a row before it is measured */
+static const double KEEP = 1.0 - 1.0 / 512; /* of a count, step by step */
+static const double TRUST_WORD = 4.0;       /* guesses that the drafter's word weighs as much as */
+static const double TRUST_ALL = 8.0;        /* the same for the bin over all positions */
 static const double PACE_KEEP = 1.0 - 1.0 / 64;
-static const double COST_GAIN = 1.0 / 16;     /* share of a new time in the estimate */
-static const double COST_LIMIT = 3.0;         /* a time this much above the estimate is an accident */
+static const double COST_GAIN = 1.0 / 16; /* share of a new time in the estimate */
+static const double COST_LIMIT = 3.0;     /* a time this much above the estimate is an accident */
 static const double DRAFT_KEEP = 1.0 - 1.0 / 128;
-static const double REST_KEEP = 0.5;          /* what a pause leaves of the sums that led to it */
+static const double REST_KEEP = 0.5; /* what a pause leaves of the sums that led to it */
 enum { TRIAL = 12, FIRST_REST = 32, LONGEST_REST = 512 };
 
 static int bin_of(float confidence)

@@ -30,16 +30,16 @@ typedef struct mq_width_count {
 
 /* Initialised by mq_width_init; the caller's memory, nothing to release. */
 typedef struct mq_width {
-    int fixed;                             /* rows of every step; 0: auto */
-    int most;                              /* guesses the drafter gives, 0 to MQ_WIDTH_GUESSES */
-    double step_s[MQ_WIDTH_ROWS];          /* [i] seconds of a step of i + 1 rows */
-    double draft_s;                        /* seconds of a proposal */
-    mq_width_count all[MQ_WIDTH_BINS];     /* whatever the position */
+    int fixed;                         /* rows of every step; 0: auto */
+    int most;                          /* guesses the drafter gives, 0 to MQ_WIDTH_GUESSES */
+    double step_s[MQ_WIDTH_ROWS];      /* [i] seconds of a step of i + 1 rows */
+    double draft_s;                    /* seconds of a proposal */
+    mq_width_count all[MQ_WIDTH_BINS]; /* whatever the position */
     mq_width_count at[MQ_WIDTH_GUESSES][MQ_WIDTH_BINS];
-    double pace_tokens, pace_s;            /* fading sums behind the present pace */
-    int64_t rest, next_rest;               /* steps still to go without drafting; the next pause */
-    int64_t n_trial;                       /* drafted steps since drafting was judged */
-    double draft_tokens, draft_in_s;       /* fading sums behind the pace of drafted steps */
+    double pace_tokens, pace_s;      /* fading sums behind the present pace */
+    int64_t rest, next_rest;         /* steps still to go without drafting; the next pause */
+    int64_t n_trial;                 /* drafted steps since drafting was judged */
+    double draft_tokens, draft_in_s; /* fading sums behind the pace of drafted steps */
 } mq_width;
 
 /* fixed: rows of every step, 1 to most + 1, or 0 for auto.  Until mq_width_costs is called a row

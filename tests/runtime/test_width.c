@@ -1,5 +1,5 @@
-/* The width policy: widths worked by hand, chances that follow what happens, and a simulated drafter
- * on which auto is as fast as the best fixed width. */
+/* The width policy: widths worked by hand, chances that follow what happens, and a simulated
+ * drafter on which auto is as fast as the best fixed width. */
 #include <math.h>
 #include <stdio.h>
 
@@ -60,7 +60,8 @@ START_TEST(widths_by_hand)
     ck_assert_int_eq(mq_width_choose(&w, falling, 7), 8); /* 2.9 more tokens for 1 s more */
     ck_assert_int_eq(mq_width_choose(&w, falling, 1), 1); /* 0.9 for 1 s is not worth it */
 
-    /* More rows never cost less: a bad measurement of a shorter step is bounded by a longer one's. */
+    /* More rows never cost less: a bad measurement of a shorter step is bounded by a longer one's.
+     */
     const double spike[8] = {1.0, 5.0, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7};
     mq_width_costs(&w, spike, 0.1);
     ck_assert_int_eq(mq_width_choose(&w, half, 7), 4); /* .5 > .2, .25 > 0, .125 > .1 > .0625 */
@@ -99,7 +100,8 @@ START_TEST(chances_follow_what_happens_and_return_to_the_drafters_word)
         mq_width_learn(&w, c, 3, 4, i % 2, 0, 0);
     ck_assert_double_eq_tol(mq_width_chance(&w, 0, 0.9f), 0.5, 0.02);
     ck_assert_double_eq_tol(mq_width_chance(&w, 1, 0.9f), 0.0, 0.02);
-    ck_assert_double_eq_tol(mq_width_chance(&w, 0, 0.3f), 0.3, 1e-6); /* another bin, never reached */
+    ck_assert_double_eq_tol(mq_width_chance(&w, 0, 0.3f), 0.3,
+                            1e-6); /* another bin, never reached */
     for (int i = 0; i < 10000; i++)
         mq_width_learn(&w, c, 3, 1, 0, 0, 0); /* nothing is verified: old counts fade */
     ck_assert_double_eq_tol(mq_width_chance(&w, 1, 0.9f), 0.9, 0.02);
