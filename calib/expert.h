@@ -26,10 +26,15 @@ typedef struct mq_calib_recipe {
     mq_calib_method method;
     int group;            /* 32, 64, 128 */
     int weight_power;     /* a token counts with coefficient^power: 0, 1, 2 */
+    bool weighted_search; /* the scale search weighs columns by the moment's diagonal; false: all alike */
     bool act_order;       /* columns by falling diagonal of the moment */
-    bool refit;           /* least-squares scales after the codes, kept where the loss falls */
+    bool refit;           /* rounds of least-squares scales, then of error feedback with these; rows keep what lowers their loss */
+    int rounds;           /* so many; 0 as without refit */
+    int descent;          /* passes of coordinate descent over the codes after every choice of codes; 0: none */
     bool shrink;          /* blend an expert's moment with the layer's */
     bool quantized_h;     /* down sees h of the quantized gate and up; false: of the source's */
+    bool down_target;     /* with quantized_h: down aims at the source's output, W* = W + W C H^-1, C = sum of
+                             (h_source - h) h^T, H with its ridge; false: at its own weights */
     float kappa;          /* shrinkage: rho = m / (m + kappa * n), n columns */
     float damp, damp_few; /* ridge = (damp + damp_few * n / (n + m)) * mean diagonal */
 } mq_calib_recipe;
@@ -38,7 +43,7 @@ mq_calib_recipe mq_calib_recipe_default(mq_calib_method method, int group);
 
 /* How a matrix got its codes, in falling order of trust. */
 typedef enum mq_calib_path {
-    MQ_CALIB_OWN,      /* the expert's own moment (m >= 4 n) */
+    MQ_CALIB_OWN,      /* the expert's own moment alone: m >= 4 n, or there is nothing to blend it with */
     MQ_CALIB_SHRUNK,   /* blended with the layer's moment (gate, up) or the sample's (down) */
     MQ_CALIB_LAYER,    /* no token of its own: the layer's moment, or the sample's */
     MQ_CALIB_DIAGONAL, /* the factorisation failed even with more damping: weighted search only */
@@ -52,10 +57,11 @@ typedef struct mq_calib_account {
     mq_calib_path path;
     int64_t n_tokens;    /* of the expert's own */
     double err2, norm2;  /* squared weight error and squared weights */
-    double loss, energy; /* D H D^T and W H W^T over all rows, H the moment used, without ridge; both 0 on PLAIN */
+    double loss, energy; /* D H D^T and W H W^T over all rows, H the moment used, without ridge; both 0 on PLAIN.  With
+                            down_target W is the target here, D what is left of it */
     double damp;         /* ridge over mean diagonal that worked; 0 without a factorisation */
     int n_retries;       /* factorisations that failed before */
-    int64_t n_refit;     /* rows whose refitted scales were kept */
+    int64_t n_refit;     /* rows that a round improved */
 } mq_calib_account;
 
 enum { MQ_CALIB_GATE, MQ_CALIB_UP, MQ_CALIB_DOWN, MQ_CALIB_MATRICES };

@@ -155,6 +155,7 @@ const mq_kernels mq_cpu_kernels = {
     .sample = mq_cpu_sample,
     .top = mq_cpu_top,
     .logit_stats = mq_cpu_logit_stats,
+    .copy = mq_cpu_copy,
     .widen = mq_cpu_widen,
     .search_scales = mq_cpu_search_scales,
     .nearest = mq_cpu_nearest,
