@@ -1,10 +1,12 @@
 /* A packed model as the runtime sees it: every weight equal to the checkpoint's, for every number
- * of logical ranks; one and eight ranks give the same logits; a packed model in the engine keeps
- * the decode step's promises. */
+ * of logical ranks, those of drafters included; one and eight ranks give the same logits; a packed
+ * model in the engine keeps the decode step's promises, and its drafters guess as the
+ * checkpoint's. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/draft.h"
 #include "runtime/engine.h"
 #include "runtime/forward.h"
 #include "src/file.h"
@@ -36,7 +38,12 @@ static mq_store *open_store(const char *dir, int n_ranks, bool resident)
 {
     mq_err err;
     mq_store *s;
-    mq_store_options o = {.resident = resident, .n_ranks = n_ranks, .n_threads = 2, .check = true};
+    mq_store_options o = {.resident = resident,
+                          .n_ranks = n_ranks,
+                          .n_threads = 2,
+                          .check = true,
+                          .dflash = true,
+                          .mtp = true};
     mq_assert_ok(mq_store_open(&s, dir, &o, &err), &err);
     return s;
 }
@@ -80,6 +87,50 @@ static void same_layer(const mq_model *m, const mq_layer_weights *a, const mq_la
         same_matrix("up", &a->mlp.up, &b->mlp.up);
         same_matrix("down", &a->mlp.down, &b->mlp.down);
     }
+}
+
+static void same_draft_layer(const mq_model *m, int head_dim, const mq_draft_layer_weights *a,
+                             const mq_draft_layer_weights *b)
+{
+    same_layer(m, &a->layer, &b->layer);
+    same_vector("q norm", a->q_norm, b->q_norm, head_dim);
+    same_vector("k norm", a->k_norm, b->k_norm, head_dim);
+    same_vector("enorm", a->enorm, b->enorm, m->hidden);
+    same_vector("hnorm", a->hnorm, b->hnorm, m->hidden);
+    same_vector("final norm", a->final_norm, b->final_norm, m->hidden);
+    same_matrix("eh_proj", &a->eh_proj, &b->eh_proj);
+}
+
+/* Drafters of a checkpoint and of a packed model. */
+static void same_drafters(mq_store *a, mq_store *b, int n_ranks)
+{
+    mq_err err;
+    const mq_model *m = mq_store_model(a);
+    const mq_draft_model *d = mq_store_draft_model(a);
+    ck_assert((d != NULL) == (mq_store_draft_model(b) != NULL));
+    for (int i = 0; i < m->n_mtp + (d ? d->n_layers : 0); i++)
+        for (int r = 0; r < n_ranks; r++) {
+            mq_draft_layer_weights x, y;
+            bool is_mtp = i < m->n_mtp;
+            int l = is_mtp ? i : i - m->n_mtp;
+            if (is_mtp) {
+                mq_assert_ok(mq_store_mtp_layer(a, &x, l, r, &err), &err);
+                mq_assert_ok(mq_store_mtp_layer(b, &y, l, r, &err), &err);
+            } else {
+                mq_assert_ok(mq_store_draft_layer(a, &x, l, r, &err), &err);
+                mq_assert_ok(mq_store_draft_layer(b, &y, l, r, &err), &err);
+            }
+            same_draft_layer(m, d ? d->attn.head_dim : 0, &x, &y);
+        }
+    if (!d)
+        return;
+    mq_draft_weights x, y;
+    mq_assert_ok(mq_store_draft(a, &x, &err), &err);
+    mq_assert_ok(mq_store_draft(b, &y, &err), &err);
+    same_matrix("fc", &x.fc, &y.fc);
+    same_vector("hidden norm", x.hidden_norm, y.hidden_norm, m->hidden);
+    same_vector("norm", x.norm, y.norm, m->hidden);
+    same_vector("mask", x.mask, y.mask, m->hidden);
 }
 
 /* a: gate and up apart; b: interleaved. */
@@ -132,8 +183,58 @@ static void check_weights(const char *checkpoint, const char *packed, int n_rank
     mq_assert_ok(mq_store_final_norm(a, &v, &err), &err);
     mq_assert_ok(mq_store_final_norm(b, &w, &err), &err);
     same_vector("final norm", v, w, m->hidden);
+    same_drafters(a, b, n_ranks);
     mq_store_close(a);
     mq_store_close(b);
+}
+
+/* ---- Guesses ---- */
+
+enum { FEATURES = 40 };
+
+/* What a drafter guesses after FEATURES positions of noise. */
+static void guesses_of(int32_t *tokens, float *confidence, const char *dir, mq_draft_kind kind,
+                       int n_ranks, bool resident)
+{
+    mq_err err;
+    const mq_kernels *k = mq_kernels_find("cpu");
+    mq_dev *dev;
+    mq_draft *d;
+    const int *layers;
+    mq_store *s = open_store(dir, n_ranks, resident);
+    int64_t hidden = mq_store_model(s)->hidden;
+    int32_t ids[FEATURES];
+    const float *rows[MQ_MAX_TAPS];
+    float *noise = malloc((size_t)(MQ_MAX_TAPS * FEATURES * hidden) * sizeof *noise);
+    uint64_t state = 5;
+    for (int64_t i = 0; i < MQ_MAX_TAPS * FEATURES * hidden; i++)
+        noise[i] = mq_test_normal(&state);
+    for (int i = 0; i < MQ_MAX_TAPS; i++)
+        rows[i] = noise + i * FEATURES * hidden;
+    for (int i = 0; i < FEATURES; i++)
+        ids[i] = (i * 101 + 3) % 1000;
+    mq_assert_ok(k->dev_open(&dev, 0, 2, NULL, &err), &err);
+    mq_assert_ok(mq_draft_create(&d, kind, k, dev, s, FEATURES, &err), &err);
+    ck_assert_int_le(mq_draft_taps(d, &layers), MQ_MAX_TAPS);
+    mq_assert_ok(mq_draft_commit(d, ids, rows, FEATURES, &err), &err);
+    mq_assert_ok(mq_draft_propose(d, tokens, confidence, 9, mq_draft_most(d), &err), &err);
+    mq_draft_free(d);
+    mq_store_close(s);
+    k->dev_close(dev);
+    free(noise);
+}
+
+/* Resident from the packed model, streaming from the checkpoint: the same bits. */
+static void check_guesses(const char *checkpoint, const char *packed, int n_ranks)
+{
+    for (int kind = MQ_DRAFT_DFLASH; kind <= MQ_DRAFT_MTP; kind++) {
+        int32_t a[MQ_DRAFT_MOST] = {0}, b[MQ_DRAFT_MOST] = {0};
+        float p[MQ_DRAFT_MOST] = {0}, q[MQ_DRAFT_MOST] = {0};
+        guesses_of(a, p, checkpoint, (mq_draft_kind)kind, n_ranks, false);
+        guesses_of(b, q, packed, (mq_draft_kind)kind, n_ranks, true);
+        ck_assert_mem_eq(a, b, sizeof a);
+        ck_assert_mem_eq(p, q, sizeof p);
+    }
 }
 
 /* ---- Logits ---- */
@@ -200,6 +301,8 @@ START_TEST(bundled_models_packed_for_two_ranks)
         char *packed = pack(checkpoint, 2, i == 0 ? 32 : 64, i == 1 ? 3 : 0);
         check_weights(checkpoint, packed, 1, i == 2);
         check_weights(checkpoint, packed, 2, i == 2);
+        check_guesses(checkpoint, packed, 1);
+        check_guesses(checkpoint, packed, 2);
         check_logits(packed, 4096, two, 1);
         free(packed);
     }
@@ -227,6 +330,8 @@ START_TEST(a_generated_model_packed_for_eight_ranks)
         check_weights(checkpoint, packed, 1, few_kv);
         for (int i = 0; i < 3; i++)
             check_weights(checkpoint, packed, ranks[i], few_kv);
+        for (int i = 0; i < 3; i++)
+            check_guesses(checkpoint, packed, ranks[i]);
         check_logits(checkpoint, maker.vocab, ranks, 3);
         check_logits(packed, maker.vocab, ranks, 3);
         free(packed);
@@ -265,6 +370,44 @@ START_TEST(the_engine_runs_a_packed_model)
 }
 END_TEST
 
+/* Flip a bit in the middle of a file. */
+static void damage(const char *dir, const char *name)
+{
+    char *path = mq_path_join(dir, name);
+    FILE *f = fopen(path, "r+b");
+    ck_assert_ptr_nonnull(f);
+    fseek(f, 40000, SEEK_SET);
+    int c = fgetc(f);
+    fseek(f, 40000, SEEK_SET);
+    fputc(c ^ 1, f);
+    fclose(f);
+    free(path);
+}
+
+START_TEST(a_damaged_drafter_is_noticed_where_it_is_asked_for)
+{
+    static const char *const files[2] = {"draft-rank-01-of-02.mqs", "mtp-001-rank-00-of-02.mqs"};
+    for (int i = 0; i < 2; i++) {
+        mq_err err;
+        mq_store *s;
+        char *packed = pack(mq_test_path("tests/data/nano"), 2, 64, 0);
+        damage(packed, files[i]);
+        mq_store_options o = {.resident = true,
+                              .n_ranks = 1,
+                              .n_threads = 2,
+                              .check = true,
+                              .dflash = i == 0,
+                              .mtp = i == 1};
+        mq_assert_fails(mq_store_open(&s, packed, &o, &err), MQ_E_HASH, &err, files[i]);
+        ck_assert_ptr_null(s);
+        o.dflash = o.mtp = false;
+        mq_assert_ok(mq_store_open(&s, packed, &o, &err), &err);
+        mq_store_close(s);
+        free(packed);
+    }
+}
+END_TEST
+
 START_TEST(ranks_that_do_not_divide_are_refused)
 {
     mq_err err;
@@ -284,7 +427,8 @@ START_TEST(ranks_that_do_not_divide_are_refused)
     mq_assert_ok(mq_store_plan_bytes(&resident, &streaming, packed, &err), &err);
     ck_assert_int_gt(streaming, 0);
     ck_assert_int_gt(resident, streaming);
-    s = open_store(packed, 1, true);
+    o = (mq_store_options){.resident = true, .n_ranks = 1, .n_threads = 2};
+    mq_assert_ok(mq_store_open(&s, packed, &o, &err), &err);
     ck_assert_int_eq(mq_store_bytes(s), resident);
     mq_store_close(s);
     free(packed);
@@ -298,6 +442,7 @@ int main(void)
     tcase_add_test(t, bundled_models_packed_for_two_ranks);
     tcase_add_test(t, a_generated_model_packed_for_eight_ranks);
     tcase_add_test(t, the_engine_runs_a_packed_model);
+    tcase_add_test(t, a_damaged_drafter_is_noticed_where_it_is_asked_for);
     tcase_add_test(t, ranks_that_do_not_divide_are_refused);
     suite_add_tcase(s, t);
     return mq_test_run(s);
