@@ -54,6 +54,7 @@ static void check_reference(const char *name, double mean)
             anchor = next;
             done += n;
             total += n;
+            ck_assert(done >= GREEDY || next == ids[PROMPT + done]);
         }
     }
     ck_assert_int_eq(step, n_steps);

@@ -1,7 +1,5 @@
-/* The MTP layers against values of a second implementation (reference.safetensors), and their rings
- * and pieces against one long call. */
-#include <math.h>
-
+/* The MTP layers against values of a second implementation (reference.safetensors), and as drafters
+ * of greedy verification. */
 #include "runtime/draft_state.h"
 #include "tests/runtime/draft_bench.h"
 
@@ -71,12 +69,54 @@ START_TEST(mini_chooses_as_the_reference)
 }
 END_TEST
 
+/* Whatever is guessed, the text is the target's; and most of what is guessed is right. */
+static void check_text(const char *name, double least)
+{
+    const char *dir = ref_model(name);
+    if (!dir)
+        return;
+    draft_bench b;
+    int32_t *text = ref_load(dir, "prompt_and_greedy", N_PROMPTS * ROW);
+    int64_t n_steps = 0, total = 0;
+    open_draft_bench(&b, dir, MQ_DRAFT_MTP, 1, 512, PROMPT / 4);
+    for (int p = 0; p < N_PROMPTS; p++) {
+        const int32_t *ids = text + p * ROW;
+        int32_t anchor = draft_prefill(&b, ids, PROMPT), next;
+        ck_assert_int_eq(anchor, ids[PROMPT]);
+        for (int64_t done = 0; done < GREEDY; n_steps++, anchor = next) {
+            int n = draft_step(&b, anchor, N_MTP, &next);
+            done += n;
+            total += n;
+            ck_assert(done >= GREEDY || next == ids[PROMPT + done]);
+        }
+    }
+    double mean = (double)total / (double)n_steps;
+    printf("%s: %lld steps, %.3f tokens a step\n", name, (long long)n_steps, mean);
+    ck_assert_double_gt(mean, least);
+    free(text);
+    close_draft_bench(&b);
+}
+
+START_TEST(nano_keeps_its_text)
+{
+    check_text("nano", 2.0);
+}
+END_TEST
+
+START_TEST(mini_keeps_its_text)
+{
+    check_text("mini", 2.0);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("draft_mtp");
     TCase *t = tcase_create("draft_mtp");
     tcase_add_test(t, nano_chooses_as_the_reference);
     tcase_add_test(t, mini_chooses_as_the_reference);
+    tcase_add_test(t, nano_keeps_its_text);
+    tcase_add_test(t, mini_keeps_its_text);
     suite_add_tcase(s, t);
     return mq_test_run(s);
 }
