@@ -1,0 +1,411 @@
+/* Packed models with their own drafters: the text with speculation is the text without it, token
+ * for token, for every drafter, width, kind of experts and number of ranks; drawn tokens are
+ * distributed as the target says.
+ *
+ * By default a few prompts; with MQ_TEST_FULL=1 in the environment 200 greedy and 200 sampled
+ * prompts of 64 tokens per case, and 10^5 draws (about half an hour on two cores). */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/speculate.h"
+#include "src/file.h"
+#include "src/tokenizer.h"
+#include "tests/harness.h"
+#include "tools/convert.h"
+
+enum { TOKENS = 64, CONTEXT = 320, MOST_PROMPTS = 200 };
+
+static const mq_cli quiet_cli = {
+    .tool = "test_speculative", .usage = "", .summary = "", .quiet = true};
+
+static int small_or(int small, int usual, int full)
+{
+    return getenv("MQ_TEST_FULL") ? full : getenv("MQ_TEST_SMALL") ? small : usual;
+}
+
+/* Pack a bundled model for two ranks; the folder's path is heap. */
+static char *pack(const char *model)
+{
+    char rel[64];
+    mq_err err;
+    mq_convert_result result;
+    char *out = mq_path_join(mq_test_dir(), "packed");
+    snprintf(rel, sizeof rel, "tests/data/%s", model);
+    mq_convert_options o = {.checkpoint = mq_test_path(rel),
+                            .out_dir = out,
+                            .method = MQ_ROUND_SEARCH,
+                            .group = 64,
+                            .n_ranks = 2,
+                            .n_threads = 2};
+    mq_assert_ok(mq_convert(&result, &o, &quiet_cli, &err), &err);
+    return out;
+}
+
+static mq_engine *open_engine(const char *dir, int n_ranks, mq_draft_kind draft)
+{
+    mq_engine *e;
+    mq_err err;
+    mq_engine_options o = {
+        .n_ranks = n_ranks, .n_threads = 1, .context = CONTEXT, .prefill_rows = 64, .draft = draft};
+    mq_assert_ok(mq_engine_open(&e, dir, mq_kernels_find("cpu"), &o, &err), &err);
+    ck_assert_int_eq(mq_engine_draft_kind(e), draft);
+    return e;
+}
+
+/* The text that prompts are cut from. */
+static mq_tokens read_text(const char *dir)
+{
+    mq_tokenizer *t;
+    mq_err err;
+    mq_buf text = mq_buf_empty();
+    mq_tokens ids = {0};
+    char *path = mq_path_join(dir, "tokenizer.json");
+    mq_assert_ok(mq_tokenizer_open(&t, path, &err), &err);
+    mq_assert_ok(mq_file_load(&text, mq_test_path("tests/data/text/eval.txt"), 64 << 20, &err),
+                 &err);
+    mq_assert_ok(mq_tokenizer_encode(t, &ids, text.data, text.n_bytes, true, &err), &err);
+    mq_buf_release(&text);
+    mq_tokenizer_close(t);
+    free(path);
+    return ids;
+}
+
+/* Prompt i: 20 to 163 tokens, so some reach around the sliding window of 64 and over two prefill
+ * chunks; spread over the whole text. */
+typedef struct prompt {
+    const int32_t *ids;
+    int64_t n;
+    mq_sampling sampling;
+} prompt;
+
+static prompt prompt_at(const mq_tokens *text, int i, bool sampled)
+{
+    int64_t n = 20 + (i * 37) % 144;
+    prompt p = {text->ids + (text->n - 200) * i / MOST_PROMPTS, n, {.top_p = 1.0f}};
+    if (sampled)
+        p.sampling = (mq_sampling){
+            .temperature = i % 2 ? 1.0f : 0.7f, .top_p = 0.95f, .seed = 1000u + (uint64_t)i};
+    return p;
+}
+
+static int32_t begin(mq_engine *e, const prompt *p)
+{
+    mq_err err;
+    int32_t token;
+    mq_engine_reset(e);
+    mq_assert_ok(mq_engine_prefill(e, p->ids, p->n, &err), &err);
+    mq_assert_ok(mq_engine_sample(e, &token, 0, &p->sampling, &err), &err);
+    return token;
+}
+
+static void plain(mq_engine *e, int32_t *out, const prompt *p)
+{
+    mq_err err;
+    out[0] = begin(e, p);
+    for (int i = 1; i < TOKENS; i++) {
+        mq_assert_ok(mq_engine_step(e, &out[i - 1], 1, &err), &err);
+        mq_assert_ok(mq_engine_sample(e, &out[i], 0, &p->sampling, &err), &err);
+    }
+}
+
+static void speculative(mq_engine *e, mq_speculate *s, int32_t *out, const prompt *p)
+{
+    mq_err err;
+    out[0] = begin(e, p);
+    for (int at = 1, n; at < TOKENS; at += n) {
+        int32_t tokens[MQ_SPECULATE_ROWS];
+        mq_speculate_end end = {.limit = TOKENS - at};
+        mq_assert_ok(mq_speculate_step(s, tokens, &n, out[at - 1], &p->sampling, &end, &err), &err);
+        memcpy(out + at, tokens, (size_t)n * sizeof *tokens);
+    }
+}
+
+typedef struct texts {
+    mq_tokens source;
+    int n_prompts;
+    int32_t plain[2][MOST_PROMPTS][TOKENS]; /* greedy, sampled */
+} texts;
+
+static void check_width(const char *name, mq_engine *e, int width, const texts *t)
+{
+    mq_err err;
+    mq_speculate *s;
+    mq_speculate_options o = {.width = width};
+    mq_engine_reset(e);
+    mq_assert_ok(mq_speculate_create(&s, e, &o, &err), &err);
+    double mean[2];
+    for (int sampled = 0; sampled < 2; sampled++) {
+        mq_speculate_clear_figures(s);
+        for (int i = 0; i < t->n_prompts; i++) {
+            int32_t out[TOKENS];
+            int at = i * MOST_PROMPTS / t->n_prompts + i % 2;
+            prompt p = prompt_at(&t->source, at, sampled);
+            speculative(e, s, out, &p);
+            for (int j = 0; j < TOKENS; j++)
+                ck_assert_msg(out[j] == t->plain[sampled][i][j],
+                              "%s, width %d, prompt %d, sampled %d: token %d is %d, plain "
+                              "decoding has %d",
+                              name, width, at, sampled, j, out[j], t->plain[sampled][i][j]);
+        }
+        const mq_speculate_figures *f = mq_speculate_get_figures(s);
+        mean[sampled] = (double)f->n_tokens / (double)f->n_steps;
+        ck_assert(width == 0 || mean[sampled] <= width);
+    }
+    printf("%s, width %d: %d texts equal, %.3f tokens a step greedy, %.3f sampled\n", name, width,
+           2 * t->n_prompts, mean[0], mean[1]);
+    fflush(stdout);
+    mq_speculate_free(s);
+}
+
+static void check_model(const char *model)
+{
+    static texts t;
+    char *dir = pack(model), name[64];
+    t.source = read_text(dir);
+    t.n_prompts = small_or(1, 2, MOST_PROMPTS);
+    for (int ranks = 1; ranks <= 2; ranks++) {
+        mq_engine *e = open_engine(dir, ranks, MQ_DRAFT_NONE);
+        ck_assert_int_eq(mq_engine_draft_most(e), 0);
+        for (int sampled = 0; sampled < 2; sampled++)
+            for (int i = 0; i < t.n_prompts; i++) {
+                prompt p = prompt_at(&t.source, i * MOST_PROMPTS / t.n_prompts + i % 2, sampled);
+                plain(e, t.plain[sampled][i], &p);
+            }
+        mq_engine_close(e);
+        static const mq_draft_kind kinds[2] = {MQ_DRAFT_DFLASH, MQ_DRAFT_MTP};
+        for (int k = 0; k < 2; k++) {
+            e = open_engine(dir, ranks, kinds[k]);
+            int most = mq_engine_draft_most(e);
+            ck_assert_int_eq(most, k == 0 ? 7 : 3);
+            snprintf(name, sizeof name, "%s packed, %d ranks, %s", model, ranks,
+                     k == 0 ? "DFlash" : "MTP");
+            for (int width = 0; width <= most + 1; width++)
+                check_width(name, e, width, &t);
+            mq_engine_close(e);
+        }
+    }
+    mq_tokens_release(&t.source);
+    free(dir);
+}
+
+START_TEST(int4_text_is_the_same_with_and_without_speculation)
+{
+    check_model("nano");
+}
+END_TEST
+
+START_TEST(mxfp4_text_is_the_same_with_and_without_speculation)
+{
+    check_model("nano-mxfp4");
+}
+END_TEST
+
+/* ---- Distribution ---- */
+
+enum { K = 4, CELLS = K * K * K, ANCHOR = 40 };
+
+/* The tree of three tokens after the anchor, K ways each: exact probabilities. */
+typedef struct tree {
+    mq_engine *engine;
+    int64_t length; /* positions before the anchor */
+    int32_t t1[K], t2[K][K], t3[K][K][K];
+    double p[CELLS];
+    int n_own; /* guesses that the drafter made */
+} tree;
+
+/* The K largest of logits and their probabilities at temperature. */
+static void top_k(int32_t *ids, double *p, const float *logits, int vocab, double temperature)
+{
+    double sum = 0.0;
+    for (int k = 0; k < K; k++) {
+        ids[k] = -1;
+        for (int32_t i = 0; i < vocab; i++) {
+            bool taken = false;
+            for (int j = 0; j < k; j++)
+                taken = taken || ids[j] == i;
+            if (!taken && (ids[k] < 0 || logits[i] > logits[ids[k]]))
+                ids[k] = i;
+        }
+        p[k] = exp(((double)logits[ids[k]] - (double)logits[ids[0]]) / temperature);
+        sum += p[k];
+    }
+    for (int k = 0; k < K; k++)
+        p[k] /= sum;
+}
+
+static void grow_tree(tree *t, mq_engine *e, const int32_t *ids, double temperature)
+{
+    mq_err err;
+    int vocab = mq_engine_model(e)->vocab;
+    double p1[K], p2[K], p3[K];
+    t->engine = e;
+    t->length = ANCHOR;
+    mq_engine_reset(e);
+    mq_assert_ok(mq_engine_prefill(e, ids, ANCHOR, &err), &err);
+    mq_assert_ok(mq_engine_step(e, ids + ANCHOR, 1, &err), &err);
+    top_k(t->t1, p1, mq_engine_logits(e), vocab, temperature);
+    for (int a = 0; a < K; a++) {
+        mq_engine_rollback(e, ANCHOR + 1);
+        mq_assert_ok(mq_engine_step(e, &t->t1[a], 1, &err), &err);
+        top_k(t->t2[a], p2, mq_engine_logits(e), vocab, temperature);
+        for (int b = 0; b < K; b++) {
+            mq_engine_rollback(e, ANCHOR + 2);
+            mq_assert_ok(mq_engine_step(e, &t->t2[a][b], 1, &err), &err);
+            top_k(t->t3[a][b], p3, mq_engine_logits(e), vocab, temperature);
+            for (int c = 0; c < K; c++)
+                t->p[(a * K + b) * K + c] = p1[a] * p2[b] * p3[c];
+        }
+    }
+    mq_engine_rollback(e, ANCHOR);
+}
+
+static int find(const int32_t *ids, int32_t id)
+{
+    for (int k = 0; k < K; k++)
+        if (ids[k] == id)
+            return k;
+    ck_abort_msg("token %d is not among the %d likeliest", id, K);
+    return -1;
+}
+
+static int cell_of(const tree *t, const int32_t *tokens)
+{
+    int a = find(t->t1, tokens[0]), b = find(t->t2[a], tokens[1]);
+    return (a * K + b) * K + find(t->t3[a][b], tokens[2]);
+}
+
+/* The drafter's guesses for the first step of a draw, so that its context never grows; behind it
+ * the likeliest tokens of the tree would do, and any token does. */
+static mq_status guess(void *ctx, int32_t *tokens, float *confidence, int32_t anchor, int n,
+                       mq_err *err)
+{
+    tree *t = ctx;
+    if (mq_engine_length(t->engine) == t->length) {
+        t->n_own++;
+        return mq_engine_propose(t->engine, tokens, confidence, anchor, n, err);
+    }
+    for (int i = 0; i < n; i++) {
+        tokens[i] = t->t2[0][i % K];
+        confidence[i] = 0.5f;
+    }
+    for (int a = 0; a < K; a++)
+        if (t->t1[a] == anchor)
+            tokens[0] = t->t2[a][0];
+    return MQ_OK;
+}
+
+/* One draw of three tokens after the anchor. */
+static int draw(tree *t, mq_speculate *s, int32_t anchor, const mq_sampling *sampling)
+{
+    mq_err err;
+    int32_t tokens[3 + MQ_SPECULATE_ROWS], last = anchor;
+    mq_engine_rollback(t->engine, t->length);
+    for (int at = 0, n; at < 3; at += n, last = tokens[at - 1]) {
+        mq_speculate_end end = {.limit = 3 - at};
+        mq_assert_ok(mq_speculate_step(s, tokens + at, &n, last, sampling, &end, &err), &err);
+    }
+    return cell_of(t, tokens);
+}
+
+/* Probability that a chi-square variable of that many degrees is larger (Wilson and Hilferty). */
+static double tail(double chi2, int degrees)
+{
+    double k = 2.0 / (9.0 * degrees);
+    return 0.5 * erfc((cbrt(chi2 / degrees) - (1.0 - k)) / sqrt(k) / sqrt(2.0));
+}
+
+/* Observed counts of n draws against probabilities; cells expected below 5 count as one. */
+static double against_exact(const int *seen, const double *p, int n)
+{
+    double chi2 = 0.0, rest = 0.0;
+    int degrees = -1, rest_seen = 0;
+    for (int i = 0; i < CELLS; i++) {
+        double expected = p[i] * n;
+        if (expected < 5.0) {
+            rest += expected;
+            rest_seen += seen[i];
+            continue;
+        }
+        chi2 += (seen[i] - expected) * (seen[i] - expected) / expected;
+        degrees++;
+    }
+    if (rest > 0.0) {
+        chi2 += (rest_seen - rest) * (rest_seen - rest) / rest;
+        degrees++;
+    }
+    ck_assert_int_gt(degrees, 20);
+    return tail(chi2, degrees);
+}
+
+/* Do two samples of n draws come from one distribution? */
+static double against_each_other(const int *a, const int *b)
+{
+    double chi2 = 0.0;
+    int degrees = -1, rest[2] = {0, 0};
+    for (int i = 0; i < CELLS; i++) {
+        if (a[i] + b[i] < 10) {
+            rest[0] += a[i];
+            rest[1] += b[i];
+            continue;
+        }
+        chi2 += (double)(a[i] - b[i]) * (a[i] - b[i]) / (a[i] + b[i]);
+        degrees++;
+    }
+    if (rest[0] + rest[1] > 0) {
+        chi2 += (double)(rest[0] - rest[1]) * (rest[0] - rest[1]) / (rest[0] + rest[1]);
+        degrees++;
+    }
+    return tail(chi2, degrees);
+}
+
+START_TEST(drawn_tokens_are_distributed_as_the_target_says)
+{
+    static tree t;
+    static int seen[2][CELLS]; /* plain, speculative */
+    mq_err err;
+    char *dir = pack("nano");
+    mq_tokens text = read_text(dir);
+    const int32_t *ids = text.ids + 5000;
+    mq_engine *e = open_engine(dir, 1, MQ_DRAFT_DFLASH);
+    grow_tree(&t, e, ids, 1.0);
+    int n = small_or(300, 2500, 100000), n_long = 0;
+    mq_guesser g = {guess, &t, 3};
+    for (int kind = 0; kind < 2; kind++) {
+        mq_speculate *s;
+        mq_speculate_options o = {.width = kind ? 4 : 1, .guesser = &g};
+        mq_assert_ok(mq_speculate_create(&s, e, &o, &err), &err);
+        for (int i = 0; i < n; i++) { /* seeds of their own: the same ones give the same tokens */
+            mq_sampling sampling = {1.0f, K, 1.0f, (uint64_t)(kind * n + i)};
+            seen[kind][draw(&t, s, ids[ANCHOR], &sampling)]++;
+        }
+        const mq_speculate_figures *f = mq_speculate_get_figures(s);
+        n_long = (int)(f->n_tokens - f->n_steps);
+        mq_speculate_free(s);
+    }
+    ck_assert_int_eq(t.n_own, n);
+    ck_assert_int_gt(n_long, n / 10); /* enough tokens came out of accepted guesses */
+    double p[3] = {against_exact(seen[0], t.p, n), against_exact(seen[1], t.p, n),
+                   against_each_other(seen[0], seen[1])};
+    printf("%d draws each, %d accepted guesses: p = %.3f plain against exact, %.3f speculative "
+           "against exact, %.3f plain against speculative\n",
+           n, n_long, p[0], p[1], p[2]);
+    for (int i = 0; i < 3; i++)
+        ck_assert_double_gt(p[i], 0.001);
+    mq_engine_close(e);
+    mq_tokens_release(&text);
+    free(dir);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("speculative");
+    TCase *t = tcase_create("speculative");
+    tcase_add_test(t, int4_text_is_the_same_with_and_without_speculation);
+    tcase_add_test(t, mxfp4_text_is_the_same_with_and_without_speculation);
+    tcase_add_test(t, drawn_tokens_are_distributed_as_the_target_says);
+    suite_add_tcase(s, t);
+    return mq_test_run(s);
+}
