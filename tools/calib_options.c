@@ -67,11 +67,13 @@ static mq_status set_factor(float *out, const char *key, const char *value, mq_e
     return MQ_OK;
 }
 
-static mq_status set_weight(int *out, const char *key, const char *value, mq_err *err)
+static mq_status set_count(int *out, const char *key, const char *value, int most, mq_err *err)
 {
-    if (value[0] < '0' || value[0] > '2' || value[1])
-        return mq_fail(err, MQ_E_ARG, "--recipe %s=%s: expected 0, 1 or 2", key, value);
-    *out = value[0] - '0';
+    size_t n = strspn(value, "0123456789");
+    int x = n > 0 && n <= 3 && value[n] == '\0' ? atoi(value) : -1;
+    if (x < 0 || x > most)
+        return mq_fail(err, MQ_E_ARG, "--recipe %s=%s: expected a whole number from 0 to %d", key, value, most);
+    *out = x;
     return MQ_OK;
 }
 
@@ -80,20 +82,29 @@ static mq_status set_member(mq_calib_recipe *r, const char *key, const char *val
     const struct {
         const char *key;
         bool *on;
+    } switches[] = {{"weighted-search", &r->weighted_search}, {"act-order", &r->act_order}, {"refit", &r->refit},
+                    {"shrink", &r->shrink}, {"quantized-h", &r->quantized_h}, {"down-target", &r->down_target}};
+    const struct {
+        const char *key;
         float *factor;
-    } members[] = {
-        {"act-order", &r->act_order, NULL},     {"refit", &r->refit, NULL}, {"shrink", &r->shrink, NULL},
-        {"quantized-h", &r->quantized_h, NULL}, {"kappa", NULL, &r->kappa}, {"damp", NULL, &r->damp},
-        {"damp-few", NULL, &r->damp_few},
-    };
-    if (strcmp(key, "weight") == 0)
-        return set_weight(&r->weight_power, key, value, err);
-    for (size_t i = 0; i < sizeof members / sizeof members[0]; i++)
-        if (strcmp(key, members[i].key) == 0)
-            return members[i].on ? set_switch(members[i].on, key, value, err)
-                                 : set_factor(members[i].factor, key, value, err);
+    } factors[] = {{"kappa", &r->kappa}, {"damp", &r->damp}, {"damp-few", &r->damp_few}};
+    const struct {
+        const char *key;
+        int *count, most;
+    } counts[] = {{"weight", &r->weight_power, 2}, {"rounds", &r->rounds, 16}, {"descent", &r->descent, 64}};
+    for (size_t i = 0; i < sizeof switches / sizeof switches[0]; i++)
+        if (strcmp(key, switches[i].key) == 0)
+            return set_switch(switches[i].on, key, value, err);
+    for (size_t i = 0; i < sizeof factors / sizeof factors[0]; i++)
+        if (strcmp(key, factors[i].key) == 0)
+            return set_factor(factors[i].factor, key, value, err);
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++)
+        if (strcmp(key, counts[i].key) == 0)
+            return set_count(counts[i].count, key, value, counts[i].most, err);
     return mq_fail(err, MQ_E_ARG,
-                   "--recipe %s: expected weight, act-order, refit, shrink, quantized-h, kappa, damp or damp-few", key);
+                   "--recipe %s: expected weight, weighted-search, act-order, refit, rounds, descent, shrink, quantized-h, "
+                   "down-target, kappa, damp or damp-few",
+                   key);
 }
 
 mq_status mq_calib_recipe_read(mq_calib_recipe *r, const char *text, mq_err *err)

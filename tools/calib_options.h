@@ -17,7 +17,7 @@ void mq_calib_files_free(mq_corpus_file *files, int64_t n_files); /* accepts NUL
 mq_status mq_calib_recipe_read(mq_calib_recipe *r, const char *text, mq_err *err);
 
 #define MQ_CALIB_RECIPE_HELP                                                                                          \
-    "for comparisons: weight=0|1|2 (power of the router's coefficient), act-order, refit, shrink, quantized-h "       \
-    "(each =on|off), kappa=X, damp=X, damp-few=X"
+    "for comparisons: weight=0|1|2 (power of the router's coefficient), weighted-search, act-order, refit, shrink, "  \
+    "quantized-h, down-target (each =on|off), rounds=N, descent=N, kappa=X, damp=X, damp-few=X"
 
 #endif

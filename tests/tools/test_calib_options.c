@@ -75,8 +75,14 @@ START_TEST(recipe_sets_each_member)
     ck_assert(!r.act_order && !r.refit && !r.shrink && !r.quantized_h);
     mq_assert_ok(mq_calib_recipe_read(&r, "kappa=.5,damp=0.01,damp-few=0.09,refit=on", &err), &err);
     ck_assert(r.kappa == 0.5f && r.damp == 0.01f && r.damp_few == 0.09f && r.refit && !r.shrink);
-    mq_assert_ok(mq_calib_recipe_read(&r, "weight=0", &err), &err);
+    mq_assert_ok(mq_calib_recipe_read(&r, "weight=0,rounds=16,descent=64", &err), &err);
     ck_assert_int_eq(r.weight_power, 0);
+    ck_assert_int_eq(r.rounds, 16);
+    ck_assert_int_eq(r.descent, 64);
+    mq_assert_ok(mq_calib_recipe_read(&r, "weighted-search=on,down-target=on,rounds=0,descent=0", &err), &err);
+    ck_assert(r.weighted_search && r.down_target && r.rounds == 0 && r.descent == 0);
+    mq_assert_ok(mq_calib_recipe_read(&r, "weighted-search=off,down-target=off", &err), &err);
+    ck_assert(!r.weighted_search && !r.down_target);
 }
 END_TEST
 
@@ -87,12 +93,15 @@ START_TEST(recipe_is_checked)
         {"refit", "--recipe refit: expected KEY=VALUE"},
         {"refit=on,", "--recipe : expected KEY=VALUE"},
         {"refit=yes", "--recipe refit=yes: expected on or off"},
-        {"weight=3", "--recipe weight=3: expected 0, 1 or 2"},
-        {"weight=11", "--recipe weight=11: expected 0, 1 or 2"},
-        {"weight=", "--recipe weight=: expected 0, 1 or 2"},
+        {"weight=3", "--recipe weight=3: expected a whole number from 0 to 2"},
+        {"weight=11", "--recipe weight=11: expected a whole number from 0 to 2"},
+        {"weight=", "--recipe weight=: expected a whole number from 0 to 2"},
+        {"rounds=17", "--recipe rounds=17: expected a whole number from 0 to 16"},
+        {"descent=+1", "--recipe descent=+1: expected a whole number from 0 to 64"},
+        {"descent=4294967296", "--recipe descent=4294967296: expected"},
         {"damp=-1", "--recipe damp=-1: expected a number from 0 to 1e6"},
         {"kappa=inf", "--recipe kappa=inf: expected a number from 0 to 1e6"},
-        {"Refit=on", "--recipe Refit: expected weight, act-order, refit"},
+        {"Refit=on", "--recipe Refit: expected weight, weighted-search, act-order, refit"},
         {"group=32", "--recipe group: expected weight"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
