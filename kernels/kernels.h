@@ -191,7 +191,7 @@ typedef struct mq_kernels {
     /* Scales by least squares, codes fixed: per row the step delta of its scales solves M delta = r, where u_i is the codes of group i
      * (zeros elsewhere), M[i][j] = u_i g u_j^T, its diagonal enlarged by 1e-4, and r[i] = u_i g D^T.  Scales are rounded to BF16 from
      * the first to the last, the rounding of each fed into those after it as in ldlq; each stays within 0.8 and 1.2 times
-     * itself, and as it is where its codes are all 0.  A row moves only if its D g D^T falls.  scale [rows, cols / group] in and
+     * itself before rounding, and as it is where its codes are all 0.  A row moves only if its D g D^T falls.  scale [rows, cols / group] in and
      * out; loss [rows] (may be NULL) = D g D^T afterwards. */
     mq_status (*refit_scales)(mq_dev *dev, float *scale, float *loss, const uint8_t *codes, const float *w,
                               const float *g, int64_t rows, int64_t cols, int group, mq_err *err);

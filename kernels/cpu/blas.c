@@ -70,10 +70,10 @@ void mq_blas_syrk_nt_subtract(int64_t n, int64_t k, const float *a, int64_t lda,
     leave_one_thread(threads);
 }
 
-void mq_blas_trsm_upper_t(int64_t m, int64_t n, const float *r, int64_t ldr, float *x, int64_t ldx)
+void mq_blas_trsm_upper(bool t, bool unit, int64_t m, int64_t n, const float *r, int64_t ldr, float *x, int64_t ldx)
 {
     int threads = enter_one_thread();
-    cblas_strsm(CblasRowMajor, CblasRight, CblasUpper, CblasTrans, CblasNonUnit, (blasint)m, (blasint)n, 1.0f, r,
-                (blasint)ldr, x, (blasint)ldx);
+    cblas_strsm(CblasRowMajor, CblasRight, CblasUpper, trans(t), unit ? CblasUnit : CblasNonUnit, (blasint)m, (blasint)n,
+                1.0f, r, (blasint)ldr, x, (blasint)ldx);
     leave_one_thread(threads);
 }

@@ -19,9 +19,10 @@ enum {
     MQ_WS_ATTENTION,
     MQ_WS_SAMPLE,
     MQ_WS_ROUTE,
-    MQ_WS_GRAM,    /* weighted rows, and one tile a thread */
-    MQ_WS_FACTOR,  /* inverse of the permutation, diagonal */
-    MQ_WS_LDLQ,    /* one chunk of rows a thread, transposed */
+    MQ_WS_GRAM,   /* weighted rows, and one tile a thread */
+    MQ_WS_FACTOR, /* inverse of the permutation, diagonal */
+    MQ_WS_CHUNK,  /* ldlq, solve, quant_loss, refit_scales, descend: one chunk of rows a thread */
+    MQ_WS_MOMENT, /* refit_scales, descend: both triangles of a moment */
     MQ_WS_COUNT
 };
 
@@ -64,8 +65,11 @@ void mq_blas_syrk_tn(int64_t n, int64_t k, const float *a, int64_t lda, float *c
 /* Upper triangle of c [n, n] -= a a^T, a [n, k]. */
 void mq_blas_syrk_nt_subtract(int64_t n, int64_t k, const float *a, int64_t lda, float *c, int64_t ldc);
 
-/* x [m, n] = x (r^T)^-1, r [n, n] upper triangular. */
-void mq_blas_trsm_upper_t(int64_t m, int64_t n, const float *r, int64_t ldr, float *x, int64_t ldx);
+/* x [m, n] = x r^-1, or x (r^T)^-1 where t; r [n, n] upper triangular, its diagonal taken as 1 where unit. */
+void mq_blas_trsm_upper(bool t, bool unit, int64_t m, int64_t n, const float *r, int64_t ldr, float *x, int64_t ldx);
+
+/* Both triangles of g [n, n] in the slot MQ_WS_MOMENT. */
+mq_status mq_cpu_mirror(mq_dev *dev, const float **full, const float *g, int64_t n, mq_err *err);
 
 mq_status mq_cpu_dev_open(mq_dev **out, int ordinal, int n_threads, const char *isa, mq_err *err);
 void mq_cpu_dev_close(mq_dev *dev);

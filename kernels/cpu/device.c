@@ -166,4 +166,10 @@ const mq_kernels mq_cpu_kernels = {
     .diag = mq_cpu_diag,
     .factor = mq_cpu_factor,
     .ldlq = mq_cpu_ldlq,
+    .cross = mq_cpu_cross,
+    .solve = mq_cpu_solve,
+    .quant_loss = mq_cpu_quant_loss,
+    .refit_scales = mq_cpu_refit_scales,
+    .descend = mq_cpu_descend,
+    .keep_better = mq_cpu_keep_better,
 };

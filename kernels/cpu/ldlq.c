@@ -141,7 +141,7 @@ mq_status mq_cpu_ldlq(mq_dev *dev, uint8_t *codes, float *loss, const float *w, 
     int threads = mq_cpu_threads(dev, (double)rows * (double)cols * (double)cols / 16.0);
     threads = threads < n_chunks ? threads : (int)n_chunks;
     void *room;
-    MQ_TRY(mq_cpu_workspace(dev, MQ_WS_LDLQ, threads * bytes, &room, err));
+    MQ_TRY(mq_cpu_workspace(dev, MQ_WS_CHUNK, threads * bytes, &room, err));
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < n_chunks; i++) {
         ldlq_chunk c = {.row0 = i * CHUNK, .rows = rows - i * CHUNK < CHUNK ? rows - i * CHUNK : CHUNK};

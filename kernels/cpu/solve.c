@@ -1,4 +1,4 @@
-/* Reverse Cholesky: H = R R^T with R upper triangular, from the last row up.
+/* Reverse Cholesky: H = R R^T with R upper triangular, from the last row up; and products with H^-1.
  *
  * Recursive halves, so that nearly all work is large BLAS products: the trailing half is factored, the rows above it
  * are solved against it, their product is taken off the leading half, which is factored last.  Blocks of up to LEAF
@@ -6,6 +6,7 @@
  * bits do not depend on the number of threads. */
 #include <float.h>
 #include <math.h>
+#include <omp.h>
 
 #include "kernels/cpu/cpu.h"
 
@@ -62,7 +63,7 @@ static void solve_above(factor_job *f, int64_t lo, int64_t mid, int64_t hi)
     double ops = (double)(mid - lo) * (double)(hi - mid) * (double)(hi - mid) / 16.0;
 #pragma omp parallel for schedule(static) num_threads(mq_cpu_threads(f->dev, ops))
     for (int64_t r = lo; r < mid; r += SOLVE_ROWS)
-        mq_blas_trsm_upper_t(mid - r < SOLVE_ROWS ? mid - r : SOLVE_ROWS, hi - mid, f->a + mid * f->n + mid, f->n,
+        mq_blas_trsm_upper(true, false, mid - r < SOLVE_ROWS ? mid - r : SOLVE_ROWS, hi - mid, f->a + mid * f->n + mid, f->n,
                              f->a + r * f->n + mid, f->n);
 }
 
@@ -153,5 +154,31 @@ mq_status mq_cpu_factor(mq_dev *dev, float *a, float *d, const float *g, const i
         return mq_fail(err, MQ_E_NUMERIC, "pivot %lld of %lld (column %d) is %g: not positive definite",
                        (long long)f.bad, (long long)n, (int)perm[f.bad], f.bad_value);
     scale_columns(dev, a, f.root, n);
+    return MQ_OK;
+}
+
+/* H = P^T A D A^T P with A = a plus a unit diagonal: two triangular solves on chunks of rows in processing order. */
+mq_status mq_cpu_solve(mq_dev *dev, float *x, const float *y, const float *a, const float *d, const int32_t *perm,
+                       int64_t rows, int64_t n, mq_err *err)
+{
+    void *room;
+    int threads = mq_cpu_threads(dev, (double)rows * (double)n * (double)n / 8.0);
+    MQ_TRY(mq_cpu_workspace(dev, MQ_WS_CHUNK, threads * SOLVE_ROWS * n * (int64_t)sizeof *x, &room, err));
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t r0 = 0; r0 < rows; r0 += SOLVE_ROWS) {
+        float *z = (float *)room + omp_get_thread_num() * SOLVE_ROWS * n;
+        int64_t m = rows - r0 < SOLVE_ROWS ? rows - r0 : SOLVE_ROWS;
+        for (int64_t r = 0; r < m; r++)
+            for (int64_t k = 0; k < n; k++)
+                z[r * n + k] = y[(r0 + r) * n + perm[k]];
+        mq_blas_trsm_upper(true, true, m, n, a, n, z, n);
+        for (int64_t r = 0; r < m; r++)
+            for (int64_t k = 0; k < n; k++)
+                z[r * n + k] /= d[k];
+        mq_blas_trsm_upper(false, true, m, n, a, n, z, n);
+        for (int64_t r = 0; r < m; r++)
+            for (int64_t k = 0; k < n; k++)
+                x[(r0 + r) * n + perm[k]] = z[r * n + k];
+    }
     return MQ_OK;
 }

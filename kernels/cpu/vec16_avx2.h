@@ -25,6 +25,12 @@ MQ_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 MQ_INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 MQ_INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 
+/* Bit l is set where lane l of a and b differ. */
+MQ_INLINE uint32_t vf_differ(vf a, vf b)
+{
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_UQ));
+}
+
 MQ_INLINE vf vf_pow2_of_magic(vf s)
 {
     __m256i n = _mm256_add_epi32(_mm256_castps_si256(s), _mm256_set1_epi32(127));

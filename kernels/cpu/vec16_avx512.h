@@ -26,6 +26,9 @@ MQ_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 MQ_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 MQ_INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 
+/* Bit l is set where lane l of a and b differ. */
+MQ_INLINE uint32_t vf_differ(vf a, vf b) { return (uint32_t)_mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+
 MQ_INLINE vf vf_pow2_of_magic(vf s)
 {
     __m512i n = _mm512_add_epi32(_mm512_castps_si512(s), _mm512_set1_epi32(127));

@@ -35,6 +35,15 @@ MQ_INLINE vf vf_fma(vf a, vf b, vf c) { VF_EACH(fmaf(a.l[i], b.l[i], c.l[i])); }
 MQ_INLINE vf vf_max(vf a, vf b) { VF_EACH(a.l[i] > b.l[i] ? a.l[i] : b.l[i]); }
 MQ_INLINE vf vf_min(vf a, vf b) { VF_EACH(a.l[i] < b.l[i] ? a.l[i] : b.l[i]); }
 
+/* Bit l is set where lane l of a and b differ. */
+MQ_INLINE uint32_t vf_differ(vf a, vf b)
+{
+    uint32_t mask = 0;
+    for (int i = 0; i < 16; i++)
+        mask |= (uint32_t)(a.l[i] != b.l[i]) << i;
+    return mask;
+}
+
 /* 2^n of shifted = n + 1.5 * 2^23, n in -126..127. */
 MQ_INLINE vf vf_pow2_of_magic(vf s) { VF_EACH(mq_f32_from_bits((mq_f32_bits(s.l[i]) + 127u) << 23)); }
 

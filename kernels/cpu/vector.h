@@ -62,6 +62,25 @@ typedef struct mq_ldlq_leaf {
 } mq_ldlq_leaf;
 enum { MQ_LDLQ_STEP = 8, MQ_LDLQ_LANES = 32 };
 
+/* Coordinate descent on one row; refine.c. */
+typedef struct mq_descend_row {
+    uint8_t *codes;     /* [cols] */
+    float *y;           /* [cols] D g, kept up to date */
+    const float *scale; /* [cols / group] */
+    const float *full;  /* [cols, cols] g, both triangles */
+    const float *diag;  /* [cols] */
+    int64_t cols;       /* a multiple of 32 */
+    int group, n_passes;
+} mq_descend_row;
+
+/* Least squares on the scales of one row; refine.c. */
+typedef struct mq_refit_row {
+    const double *m, *r; /* [n, n] lower triangle; [n] */
+    float *scale;        /* [n] in and out */
+    double *b, *z, *y;   /* [n, n], [n], [n] scratch */
+    int n;
+} mq_refit_row;
+
 typedef struct mq_vector_ops {
     const char *isa; /* "scalar", "avx2", "avx512" */
 
@@ -79,6 +98,17 @@ typedef struct mq_vector_ops {
     void (*swiglu)(float *h, const float *gate, const float *up, int64_t count);
 
     void (*ldlq)(const mq_ldlq_leaf *leaf);
+
+    /* out [cols] = w - scale * (codes - 8); codes - 8 where w is NULL. */
+    void (*residual)(float *out, const float *w, const uint8_t *codes, const float *scale, int64_t cols, int group);
+
+    /* out [n_groups] = sums of a * b over groups of group (a multiple of 16) elements, in double. */
+    void (*dots)(double *out, const float *a, const float *b, int64_t n_groups, int64_t group);
+
+    void (*descend)(const mq_descend_row *row);
+
+    /* How much the row's loss falls; 0: the scales are as they were. */
+    double (*refit)(const mq_refit_row *row);
 
     /* Sum of squares in double. */
     double (*square_sum)(const float *x, int64_t count);

@@ -5,6 +5,7 @@
 #include "kernels/cpu/elementwise_impl.h"
 #include "kernels/cpu/fixed_impl.h"
 #include "kernels/cpu/ldlq_impl.h"
+#include "kernels/cpu/refine_impl.h"
 #include "kernels/cpu/widen_impl.h"
 
 const mq_vector_ops mq_vector_avx2 = {
@@ -14,6 +15,10 @@ const mq_vector_ops mq_vector_avx2 = {
     .attention = attention_rows,
     .swiglu = swiglu_run,
     .ldlq = ldlq_columns,
+    .residual = residual_row,
+    .dots = dots_run,
+    .descend = descend_row,
+    .refit = refit_row,
     .square_sum = square_sum_run,
     .max = max_run,
     .softmax_sums = softmax_sums_run,

@@ -1,4 +1,5 @@
-/* Second moments against double loops: weights, tiles and their edges, the untouched upper triangle, threads; axpby and diag. */
+/* Second moments against double loops: weights, tiles and their edges, the untouched upper triangle, threads;
+ * cross, axpby and diag. */
 #include "tests/maker/calibration_data.h"
 
 static const mq_kernels *k;
@@ -71,6 +72,43 @@ START_TEST(gram_is_the_weighted_sum_of_products)
 }
 END_TEST
 
+static void check_cross(mq_dev *dev)
+{
+    enum { N = 37, OTHER = 530 };
+    for (int c = 0; c < N_SIZES; c++) {
+        int64_t n = sizes[c], m = c % 2 ? OTHER : 3;
+        float *x = random_activations(N, n, 1), *y = random_floats(N * m, 4), *weight = random_floats(N, 2);
+        float *start = random_floats(n * m, 3), *sum = random_floats(n * m, 3);
+        for (int i = 0; i < N; i++)
+            weight[i] = i % 5 ? fabsf(weight[i]) : 0.0f;
+        ck_assert(k->cross(dev, sum, x, y, weight, N, n, m, NULL) == MQ_OK);
+        ck_assert(k->cross(dev, sum, x, y, NULL, N, n, m, NULL) == MQ_OK);
+        ck_assert(k->cross(dev, sum, x, y, NULL, 0, n, m, NULL) == MQ_OK);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < m; j++) {
+                double want = (double)start[i * m + j], size = fabs(want);
+                for (int t = 0; t < N; t++) {
+                    double term = (1.0 + (double)weight[t]) * (double)x[t * n + i] * (double)y[t * m + j];
+                    want += term;
+                    size += fabs(term);
+                }
+                ck_assert_msg(fabs((double)sum[i * m + j] - want) <= 3e-6 * size, "n %lld: c[%lld][%lld] %g, %g", (long long)n,
+                              (long long)i, (long long)j, (double)sum[i * m + j], want);
+            }
+        free(x);
+        free(y);
+        free(weight);
+        free(start);
+        free(sum);
+    }
+}
+
+START_TEST(cross_is_the_weighted_sum_of_products)
+{
+    on_each_isa(k, check_cross);
+}
+END_TEST
+
 START_TEST(gram_bits_do_not_depend_on_threads)
 {
     enum { N = 300, COLS = 1100 };
@@ -83,6 +121,7 @@ START_TEST(gram_bits_do_not_depend_on_threads)
         float *g = calloc((size_t)COLS * COLS, sizeof *g);
         ck_assert(k->gram(dev, g, x, weight, N, COLS, NULL) == MQ_OK);
         ck_assert(k->gram(dev, g, x, NULL, N, COLS, NULL) == MQ_OK);
+        ck_assert(k->cross(dev, g, x, x, weight, N, COLS, COLS, NULL) == MQ_OK);
         ck_assert(k->axpby(dev, g, 0.3f, x, 0.7f, N * COLS, NULL) == MQ_OK);
         if (!first)
             first = g;
@@ -105,6 +144,7 @@ int main(void)
     TCase *t = tcase_create("gram");
     tcase_add_test(t, gram_by_hand);
     tcase_add_test(t, gram_is_the_weighted_sum_of_products);
+    tcase_add_test(t, cross_is_the_weighted_sum_of_products);
     tcase_add_test(t, gram_bits_do_not_depend_on_threads);
     suite_add_tcase(s, t);
     return mq_test_run(s);

@@ -1,4 +1,5 @@
-/* Reverse Cholesky: a value by hand, R R^T = P g P^T + ridge I in double, edge sizes, permutations, statuses, threads. */
+/* Reverse Cholesky: a value by hand, R R^T = P g P^T + ridge I in double, edge sizes, permutations, statuses, threads; and
+ * solve, which undoes it. */
 #include "tests/maker/calibration_data.h"
 
 static const mq_kernels *k;
@@ -53,6 +54,51 @@ static void check_one(mq_dev *dev, int64_t n, uint64_t seed)
     free(d);
     free(perm);
 }
+
+/* x H = y again, H with its ridge. */
+static void check_solution(mq_dev *dev, int64_t n, int64_t rows, uint64_t seed)
+{
+    double *h = random_moment(n, 2 * n + 1, 5 + seed);
+    float *g = lower_floats(h, n), *a = malloc((size_t)(n * n) * sizeof *a), *d = malloc((size_t)n * sizeof *d);
+    float *y = random_floats(rows * n, 3), *x = malloc((size_t)(rows * n) * sizeof *x);
+    int32_t *perm = random_permutation(n, seed);
+    mq_err err;
+    mq_assert_ok(k->factor(dev, a, d, g, perm, 1.0f, n, &err), &err);
+    mq_assert_ok(k->solve(dev, x, y, a, d, perm, rows, n, &err), &err);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < n; i++) {
+            double sum = (double)x[r * n + i], size = fabs(sum);
+            for (int64_t j = 0; j < n; j++) {
+                double term = (double)x[r * n + j] * h[i * n + j];
+                sum += term;
+                size += fabs(term);
+            }
+            ck_assert_msg(fabs(sum - (double)y[r * n + i]) <= 1e-5 * size, "n %lld: y[%lld][%lld] %g, %g", (long long)n,
+                          (long long)r, (long long)i, sum, (double)y[r * n + i]);
+        }
+    mq_assert_ok(k->solve(dev, y, y, a, d, perm, rows, n, &err), &err); /* in place */
+    ck_assert(!memcmp(x, y, (size_t)(rows * n) * sizeof *x));
+    free(h);
+    free(g);
+    free(a);
+    free(d);
+    free(x);
+    free(y);
+    free(perm);
+}
+
+static void check_solutions(mq_dev *dev)
+{
+    for (int c = 0; c < N_SIZES - 1; c++)
+        for (uint64_t seed = 0; seed < 2; seed++)
+            check_solution(dev, sizes[c], c % 3 ? 5 : 300, seed);
+}
+
+START_TEST(solve_times_the_moment_is_the_right_side)
+{
+    on_each_isa(k, check_solutions);
+}
+END_TEST
 
 static void check_factors(mq_dev *dev)
 {
@@ -149,6 +195,7 @@ int main(void)
     TCase *t = tcase_create("factor");
     tcase_add_test(t, factor_by_hand);
     tcase_add_test(t, factor_gives_back_the_permuted_moment);
+    tcase_add_test(t, solve_times_the_moment_is_the_right_side);
     tcase_add_test(t, what_is_not_positive_definite_is_named);
     tcase_add_test(t, what_is_not_finite_is_refused);
     tcase_add_test(t, factor_bits_do_not_depend_on_threads);

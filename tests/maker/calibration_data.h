@@ -79,6 +79,22 @@ static inline float *simple_scales(const float *w, int64_t rows, int64_t cols, i
     return s;
 }
 
+/* D[row][col] of codes. */
+static inline double error_of(const float *w, const float *scale, const uint8_t *codes, int64_t at, int group)
+{
+    return (double)w[at] - (double)scale[at / group] * ((double)codes[at] - 8.0);
+}
+
+/* x h x^T */
+static inline double quadratic_form(const double *x, const double *h, int64_t n)
+{
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < n; j++)
+            sum += x[i] * h[i * n + j] * x[j];
+    return sum;
+}
+
 /* clamp(round half to even, -8, 7) */
 static inline int code_of(double t, double scale)
 {
