@@ -39,6 +39,9 @@ mq_status check(const mq_dev *dev, cudaError_t e, const char *what, mq_err *err)
 /* At least n_bytes, 256-byte aligned, contents undefined; dev's until the next call for this slot. */
 mq_status workspace(mq_dev *dev, workspace_slot slot, int64_t n_bytes, void **out, mq_err *err);
 
+/* To host memory, there on return. */
+mq_status download(mq_dev *dev, void *dst_host, const void *src, int64_t n_bytes, mq_err *err);
+
 /* Launch on dev's stream; an empty grid is done at once. */
 template <class... P, class... A>
 mq_status launch(mq_dev *dev, mq_err *err, const char *what, void (*kernel)(P...), dim3 grid, unsigned threads,

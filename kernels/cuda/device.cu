@@ -123,7 +123,7 @@ static mq_status upload(mq_dev *dev, void *dst, const void *src_host, int64_t n_
     return copy(dev, dst, src_host, n_bytes, cudaMemcpyHostToDevice, "upload", err);
 }
 
-static mq_status download(mq_dev *dev, void *dst_host, const void *src, int64_t n_bytes, mq_err *err)
+mq_status download(mq_dev *dev, void *dst_host, const void *src, int64_t n_bytes, mq_err *err)
 {
     return copy(dev, dst_host, src, n_bytes, cudaMemcpyDeviceToHost, "download", err);
 }
@@ -170,6 +170,12 @@ static constexpr mq_kernels table()
     t.scatter_add = scatter_add;
     t.add = add;
     t.axpby = axpby;
+    t.rope = rope;
+    t.kv_store = kv_store;
+    t.attention = attention;
+    t.route = route;
+    t.sample = sample;
+    t.logit_stats = logit_stats;
     t.linear = linear;
     t.linear_fixed = linear_fixed;
     return t;
