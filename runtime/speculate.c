@@ -141,6 +141,8 @@ static mq_status measure_costs(mq_speculate *s, mq_err *err)
 
 static mq_status check_options(const mq_speculate_options *o, int most, mq_err *err)
 {
+    if (o->width > 1 && most == 0)
+        return mq_fail(err, MQ_E_ARG, "--draft-width %d: there is no drafter", o->width);
     if (o->width < 0 || o->width > most + 1)
         return mq_fail(err, MQ_E_ARG,
                        "--draft-width %d: the drafter guesses %d tokens, expected 1 to %d",

@@ -1,11 +1,11 @@
-/* From a prompt to text: prefill, the decode loop, end tokens, stop strings, and how long each part
- * took. */
+/* From a prompt to text: prefill, the loop of speculative steps, end tokens, stop strings, and how
+ * long each part took. */
 #ifndef MQ_TOOLS_GENERATE_H
 #define MQ_TOOLS_GENERATE_H
 
 #include <stdbool.h>
 
-#include "runtime/engine.h"
+#include "runtime/speculate.h"
 #include "src/tokenizer.h"
 #include "tools/cli.h"
 
@@ -31,19 +31,20 @@ typedef struct mq_generation {
     mq_buf text;               /* without the stop string; empty without a tokenizer */
     const char *finish_reason; /* "stop" (end token or stop string), "length", "context" (full), or
                                   "error" */
-    int64_t n_steps;           /* decode steps; the first token comes out of the prompt */
+    int64_t n_decoded;         /* tokens that steps brought, an end token included; the first token
+                                  comes out of the prompt */
     double prefill_s, first_token_s,
         decode_s;                  /* prompt; start to first token; first token to the end */
-    double itl_ms_p50, itl_ms_p99; /* time of a step and its token; 0 without steps */
+    double itl_ms_p50, itl_ms_p99; /* time of a token; a step's tokens share its time; 0 without */
 } mq_generation;
 
-/* Feed prompt to an empty engine and take tokens.  tokenizer may be NULL: no text.  out is set in
- * every case; release it. Progress of the prompt goes to cli. MQ_E_ARG: an empty prompt, an id
- * outside the vocabulary, a prompt longer than the context (numbers named). MQ_E_STOPPED: a signal.
- * Statuses of the engine and of show. */
-mq_status mq_generate(mq_generation *out, mq_engine *engine, const mq_tokenizer *tokenizer,
-                      const mq_tokens *prompt, const mq_generate_options *o, const mq_cli *cli,
-                      mq_err *err);
+/* Feed prompt to an empty engine and take tokens through speculate, which is the engine's.
+ * tokenizer may be NULL: no text.  out is set in every case; release it. Progress of the prompt
+ * goes to cli. MQ_E_ARG: an empty prompt, an id outside the vocabulary, a prompt longer than the
+ * context (numbers named). MQ_E_STOPPED: a signal. Statuses of the engine and of show. */
+mq_status mq_generate(mq_generation *out, mq_engine *engine, mq_speculate *speculate,
+                      const mq_tokenizer *tokenizer, const mq_tokens *prompt,
+                      const mq_generate_options *o, const mq_cli *cli, mq_err *err);
 void mq_generation_release(mq_generation *g);
 
 #endif

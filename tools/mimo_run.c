@@ -10,6 +10,7 @@
 #include "src/tokenizer.h"
 #include "src/unicode.h"
 #include "tools/cli.h"
+#include "tools/draft_report.h"
 #include "tools/generate.h"
 
 enum {
@@ -19,12 +20,13 @@ enum {
 };
 
 typedef struct run_options {
-    const char *prompt, *prompt_file, *tokens_file, *device, *draft;
+    const char *prompt, *prompt_file, *tokens_file, *device, *draft, *draft_width;
     bool bench, ignore_eos, dry_run;
     int64_t max_tokens, top_k, seed, ranks, threads, context, memory;
-    double temperature, top_p;
+    double temperature, top_p, synthetic;
     mq_opt_list stops;
-    bool max_tokens_given;
+    bool max_tokens_given, synthetic_given;
+    int width; /* of --draft-width; 0: auto */
 } run_options;
 
 /* Everything one run holds. */
@@ -32,6 +34,7 @@ typedef struct run_state {
     mq_cli *cli;
     run_options *o;
     mq_engine *engine;
+    mq_speculate *speculate;
     mq_tokenizer *tokenizer; /* NULL: no text */
     mq_tokens prompt;
     mq_generation generation;
@@ -82,11 +85,17 @@ static int64_t available_bytes(void)
 /* The same for a run and for --dry-run.  Without --memory the budget is what is free. */
 static mq_engine_options engine_options(run_state *r)
 {
+    const char *draft = r->o->draft;
     return (mq_engine_options){.n_ranks = (int)r->o->ranks,
                                .n_threads = (int)r->o->threads,
                                .context = r->o->context,
                                .prefill_rows = MQ_GENERATE_PREFILL_ROWS,
                                .memory_bytes = r->o->memory ? r->o->memory : available_bytes(),
+                               .draft = !draft                         ? MQ_DRAFT_NONE
+                                        : strcmp(draft, "dflash") == 0 ? MQ_DRAFT_DFLASH
+                                        : strcmp(draft, "mtp") == 0    ? MQ_DRAFT_MTP
+                                                                       : MQ_DRAFT_NONE,
+                               .draft_any = draft == NULL,
                                .progress = on_load,
                                .progress_ctx = r};
 }
@@ -95,16 +104,28 @@ static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
 {
     const char *name;
     MQ_TRY(mq_cli_device(&name, r->o->device, err));
-    int64_t resident, streaming;
-    MQ_TRY(mq_store_plan_bytes(&resident, &streaming, dir, err));
-    MQ_TRY(mq_progress_create(&r->load_progress, r->cli, "loading", resident, "B", err));
+    mq_engine_bytes plan;
     const mq_engine_options options = engine_options(r);
+    MQ_TRY(mq_engine_plan(&plan, dir, &options, err));
+    MQ_TRY(mq_progress_create(&r->load_progress, r->cli, "loading", plan.weights, "B", err));
     double start = mq_cli_now();
     mq_status st = mq_engine_open(&r->engine, dir, mq_kernels_find(name), &options, err);
     r->load_s = mq_cli_now() - start;
     mq_progress_free(r->load_progress);
     r->load_progress = NULL;
-    return st;
+    const mq_speculate_options so = {.width = r->o->width,
+                                     .synthetic = r->o->synthetic_given ? r->o->synthetic : 0.0,
+                                     .synthetic_seed = (uint64_t)r->o->seed};
+    return st == MQ_OK ? mq_speculate_create(&r->speculate, r->engine, &so, err) : st;
+}
+
+static mq_draft_report draft_report(const run_state *r)
+{
+    return (mq_draft_report){.model = mq_engine_model(r->engine),
+                             .figures = mq_speculate_get_figures(r->speculate),
+                             .kind = mq_engine_draft_kind(r->engine),
+                             .width = mq_speculate_width(r->speculate)->fixed,
+                             .synthetic = r->o->synthetic_given ? r->o->synthetic : 0.0};
 }
 
 /* A JSON array of token ids, or an object with a member "tokens" of that form. */
@@ -226,10 +247,12 @@ static void report_json(run_state *r)
     mq_json_write_int(w, "prompt_tokens", r->prompt.n);
     mq_json_write_int(w, "tokens", g->output.n);
     mq_json_write_double(w, "prompt_tok_per_s", rate(r->prompt.n, g->prefill_s));
-    mq_json_write_double(w, "tok_per_s", rate(g->n_steps, g->decode_s));
+    mq_json_write_double(w, "tok_per_s", rate(g->n_decoded, g->decode_s));
     mq_json_write_double(w, "ttft_ms", 1e3 * g->first_token_s);
     mq_json_write_double(w, "itl_ms_p50", g->itl_ms_p50);
     mq_json_write_double(w, "itl_ms_p99", g->itl_ms_p99);
+    const mq_draft_report draft = draft_report(r);
+    mq_draft_report_json(w, &draft);
     mq_json_write_string(w, "finish_reason", g->finish_reason);
     if (r->tokenizer)
         report_text(w, &g->text);
@@ -252,8 +275,11 @@ static void print_bench(const run_state *r)
     printf("prompt        %lld tokens, %.1f tokens/s\n", (long long)r->prompt.n,
            rate(r->prompt.n, g->prefill_s));
     printf("first token   %.2f ms\n", 1e3 * g->first_token_s);
-    printf("decode        %lld steps of width 1, %.1f tokens/s, %.3f ms each (p99 %.3f ms)\n",
-           (long long)g->n_steps, rate(g->n_steps, g->decode_s), g->itl_ms_p50, g->itl_ms_p99);
+    printf("decode        %lld tokens in %lld steps, %.1f tokens/s, %.3f ms a token (p99 %.3f ms)\n",
+           (long long)g->n_decoded, (long long)mq_speculate_get_figures(r->speculate)->n_steps,
+           rate(g->n_decoded, g->decode_s), g->itl_ms_p50, g->itl_ms_p99);
+    const mq_draft_report draft = draft_report(r);
+    mq_draft_report_print(&draft);
 }
 
 /* What people see behind the streamed text: the benchmark's table, or ids where there is no text.
@@ -277,22 +303,25 @@ static mq_status dry_run(run_state *r, const char *dir, mq_err *err)
     const mq_engine_options options = engine_options(r);
     mq_engine_bytes b;
     MQ_TRY(mq_engine_plan(&b, dir, &options, err));
-    int64_t room = options.memory_bytes, need = b.weights + b.cache + b.workspace;
+    int64_t room = options.memory_bytes, need = b.weights + b.cache + b.workspace + b.drafter;
     mq_json_write_int(&r->cli->json, "weight_bytes", b.weights);
     mq_json_write_int(&r->cli->json, "context", b.context);
     mq_json_write_int(&r->cli->json, "cache_bytes", b.cache);
     mq_json_write_int(&r->cli->json, "workspace_bytes", b.workspace);
+    mq_json_write_string(&r->cli->json, "draft", mq_draft_kind_name(b.draft));
+    mq_json_write_int(&r->cli->json, "drafter_bytes", b.drafter);
     mq_json_write_int(&r->cli->json, "available_bytes", room);
     mq_json_write_bool(&r->cli->json, "fits", room <= 0 || need <= room);
     if (mq_cli_text(r->cli)) {
-        char text[5][32];
-        const int64_t values[5] = {b.weights, b.cache, b.workspace, need, room};
-        for (int i = 0; i < 5; i++)
+        char text[6][32];
+        const int64_t values[6] = {b.weights, b.cache, b.workspace, b.drafter, need, room};
+        for (int i = 0; i < 6; i++)
             mq_cli_bytes_text(text[i], values[i]);
-        printf("weights       %s\ncache         %s for a context of %lld\nworkspace     %s\nin all "
-               "       %s\n",
-               text[0], text[1], (long long)b.context, text[2], text[3]);
-        printf("available     %s\n", text[4]);
+        printf("weights       %s%s\ncache         %s for a context of %lld\nworkspace     %s\n",
+               text[0], b.draft ? ", the drafter's included" : "", text[1], (long long)b.context,
+               text[2]);
+        printf("drafter       %s (%s)\nin all        %s\navailable     %s\n", text[3],
+               mq_draft_kind_name(b.draft), text[4], text[5]);
     }
     if (room > 0 && need > room)
         return mq_fail(err, MQ_E_NOMEM, "%s needs %lld bytes of memory, %lld are available", dir,
@@ -300,11 +329,32 @@ static mq_status dry_run(run_state *r, const char *dir, mq_err *err)
     return MQ_OK;
 }
 
-static mq_status check_options(const run_options *o, mq_err *err)
+/* --draft-width and --synthetic-acceptance, as far as the drafter need not be known. */
+static mq_status check_draft_options(run_options *o, mq_err *err)
+{
+    bool none = o->draft && strcmp(o->draft, "none") == 0;
+    if (o->draft_width && strcmp(o->draft_width, "auto") != 0) {
+        const char *w = o->draft_width;
+        if (w[0] < '1' || w[0] > '0' + MQ_SPECULATE_ROWS || w[1])
+            return mq_fail(err, MQ_E_ARG,
+                           "--draft-width %s: expected auto or a whole number from 1 to %d", w,
+                           MQ_SPECULATE_ROWS);
+        o->width = w[0] - '0';
+    }
+    if (none && o->draft_width)
+        return mq_fail(err, MQ_E_ARG, "--draft-width has no meaning with --draft none");
+    if (o->synthetic_given && !o->bench)
+        return mq_fail(err, MQ_E_ARG,
+                       "--synthetic-acceptance is for --bench alone: its text means nothing");
+    if (o->synthetic_given && none)
+        return mq_fail(err, MQ_E_ARG, "--synthetic-acceptance has no meaning with --draft none");
+    return MQ_OK;
+}
+
+static mq_status check_options(run_options *o, mq_err *err)
 {
     int ways = (o->prompt != NULL) + (o->prompt_file != NULL) + (o->tokens_file != NULL);
-    if (o->draft && strcmp(o->draft, "none") != 0)
-        return mq_fail(err, MQ_E_ARG, "--draft %s: not built yet; use --draft none", o->draft);
+    MQ_TRY(check_draft_options(o, err));
     if (ways > 1)
         return mq_fail(err, MQ_E_ARG, "give one of --prompt, --prompt-file and --tokens");
     if (ways == 0 && !o->bench && !o->dry_run)
@@ -334,22 +384,28 @@ static mq_status generate(run_state *r, mq_err *err)
         .show = mq_cli_text(r->cli) ? show : NULL,
     };
     mq_status st =
-        mq_generate(&r->generation, r->engine, r->tokenizer, &r->prompt, &options, r->cli, err);
+        mq_generate(&r->generation, r->engine, r->speculate, r->tokenizer, &r->prompt, &options,
+                    r->cli, err);
     const mq_generation *g = &r->generation;
     if (g->output.n || st == MQ_OK)
         report_json(r); /* also what came before a signal or a closed stdout */
     if (mq_cli_text(r->cli) && (st == MQ_OK || (g->text.n_bytes && st != MQ_E_IO)))
         print_end(r);
-    if (st == MQ_OK && !o->bench)
-        mq_cli_note(r->cli, "%lld prompt tokens at %.0f tokens/s, %lld tokens at %.1f tokens/s, %s",
+    if (st == MQ_OK && !o->bench) {
+        char line[160];
+        const mq_draft_report draft = draft_report(r);
+        mq_draft_report_line(line, &draft);
+        mq_cli_note(r->cli,
+                    "%lld prompt tokens at %.0f tokens/s, %lld tokens at %.1f tokens/s, %s%s",
                     (long long)r->prompt.n, rate(r->prompt.n, g->prefill_s), (long long)g->output.n,
-                    rate(g->n_steps, g->decode_s), mq_engine_device_name(r->engine));
+                    rate(g->n_decoded, g->decode_s), mq_engine_device_name(r->engine), line);
+    }
     return st;
 }
 
 static mq_status run(run_state *r, mq_err *err)
 {
-    const run_options *o = r->o;
+    run_options *o = r->o;
     const char *dir = r->cli->args[0], *name;
     MQ_TRY(check_options(o, err));
     MQ_TRY(mq_cli_device(&name, o->device, err));
@@ -408,8 +464,12 @@ int main(int argc, char **argv)
         {"dry-run", MQ_OPT_FLAG, &o.dry_run, "", NULL, "bytes needed, and whether they fit", 0, 0,
          0, 0, NULL},
         {"draft", MQ_OPT_STRING, &o.draft, "NAME", "dflash|mtp|none",
-         "speculative drafter (only none is built yet)", 0, 0, 0, 0, NULL},
-        {"draft-width", MQ_OPT_LATER, NULL, "N|auto", NULL, "tokens per draft", 0, 0, 0, 0, NULL},
+         "who guesses tokens ahead (default: the best the model has)", 0, 0, 0, 0, NULL},
+        {"draft-width", MQ_OPT_STRING, &o.draft_width, "N|auto", NULL,
+         "tokens a step checks, 1 to 8 (default auto)", 0, 0, 0, 0, NULL},
+        {"synthetic-acceptance", MQ_OPT_DOUBLE, &o.synthetic, "X", NULL,
+         "with --bench: X tokens a full step, drawn", 0, 0, 1, MQ_SPECULATE_ROWS,
+         &o.synthetic_given},
         {"chat", MQ_OPT_LATER, NULL, "", NULL, "interactive, through the chat template", 0, 0, 0, 0,
          NULL},
         {"serve", MQ_OPT_LATER, NULL, "", NULL, "OpenAI-compatible server", 0, 0, 0, 0, NULL},
@@ -433,6 +493,7 @@ int main(int argc, char **argv)
         st = run(&r, &err);
     if (done)
         cli.json_path = NULL;
+    mq_speculate_free(r.speculate);
     mq_engine_close(r.engine);
     mq_tokenizer_close(r.tokenizer);
     mq_tokens_release(&r.prompt);

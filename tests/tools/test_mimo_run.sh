@@ -99,11 +99,11 @@ json_is "$work/run.json" 'r["finish_reason"] == "context" and r["prompt_tokens"]
 
 # ---- benchmark, dry run ----
 expect 0 mimo-run --quiet --bench --max-tokens 8 --context 72 --json "$work/run.json" "$packed"
-out_has 'steps of width 1'
+out_has 'decode        7 tokens in '
 json_is "$work/run.json" 'r["tokens"] == 8 and r["prompt_tokens"] == 64 and "text" not in r'
 expect 0 mimo-run --dry-run --json "$work/run.json" "$packed"
 if [ -n "$python" ]; then # what the dry run says is what a run takes
-    need=$("$python" -c 'import json,sys; r=json.load(open(sys.argv[1])); print(r["weight_bytes"]+r["cache_bytes"]+r["workspace_bytes"])' "$work/run.json")
+    need=$("$python" -c 'import json,sys; r=json.load(open(sys.argv[1])); print(r["weight_bytes"]+r["cache_bytes"]+r["workspace_bytes"]+r["drafter_bytes"])' "$work/run.json")
     expect 0 mimo-run --quiet --prompt a --max-tokens 1 --memory $need "$packed"
     expect 5 mimo-run --quiet --prompt a --max-tokens 1 --memory $((need - 1)) "$packed"
     expect 0 mimo-run --dry-run --memory $need "$packed"
@@ -143,7 +143,7 @@ err_has 'not UTF-8'
 expect 2 mimo-run --bench --stop x "$nano"
 expect 2 mimo-run --prompt a --draft gpt "$nano"
 err_has 'expected one of dflash|mtp|none'
-for option in '--draft dflash' '--draft mtp' '--draft-width 4' '--chat' '--serve' '--host 127.0.0.1' '--port 8000' '--api-key-file F'; do
+for option in '--chat' '--serve' '--host 127.0.0.1' '--port 8000' '--api-key-file F'; do
     # shellcheck disable=SC2086  # option and value are two words
     expect 2 mimo-run --prompt a $option --json "$work/later.json" "$nano"
     err_has 'not built yet'
