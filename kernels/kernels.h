@@ -208,6 +208,10 @@ typedef struct mq_kernels {
                              const uint8_t *codes_new, const float *scale_new, const float *loss_new, int64_t rows,
                              int64_t cols, int group, mq_err *err);
 
+    /* Upper bound of the memory that dev comes to hold for itself once these operations, and linear, have run on matrices of up to
+     * rows x cols, their moments, and blocks of up to n rows of either width. */
+    int64_t (*calibration_bytes)(const mq_dev *dev, int64_t rows, int64_t cols, int group, int64_t n);
+
     /* Codes and scales into packed units (src/units.h): b's NULL: a's rows as they are (rows a multiple of 16); otherwise a is gate
      * and b is up, interleaved (rows of each a multiple of 8).  units [mq_units_bytes(total rows, cols, group)]. */
     mq_status (*pack_units)(mq_dev *dev, uint8_t *units, const uint8_t *codes_a, const float *scale_a,

@@ -48,6 +48,9 @@ struct mq_dev {
 /* At least n_bytes, 64-byte aligned, contents undefined; dev's until the next call for this slot. */
 mq_status mq_cpu_workspace(mq_dev *dev, int slot, int64_t n_bytes, void **out, mq_err *err);
 
+/* What mq_cpu_workspace takes when it has to grow to n_bytes. */
+int64_t mq_cpu_workspace_room(int64_t n_bytes);
+
 /* Threads for a loop of so many scalar operations: 1 where starting them costs more than it saves.  Never changes a result. */
 int mq_cpu_threads(const mq_dev *dev, double n_ops);
 
@@ -67,6 +70,16 @@ void mq_blas_syrk_nt_subtract(int64_t n, int64_t k, const float *a, int64_t lda,
 
 /* x [m, n] = x r^-1, or x (r^T)^-1 where t; r [n, n] upper triangular, its diagonal taken as 1 where unit. */
 void mq_blas_trsm_upper(bool t, bool unit, int64_t m, int64_t n, const float *r, int64_t ldr, float *x, int64_t ldx);
+
+/* Workspace of one thread, for matrices of rows x cols. */
+int64_t mq_cpu_ldlq_bytes(int64_t rows, int64_t cols, int group);
+int64_t mq_cpu_solve_bytes(int64_t cols);
+int64_t mq_cpu_loss_bytes(int64_t cols);
+int64_t mq_cpu_refine_bytes(int64_t cols, int group);
+/* Workspace of gram and cross on all threads. */
+int64_t mq_cpu_gram_bytes(int64_t n, int64_t cols, int threads);
+/* Workspace of linear on all threads. */
+int64_t mq_cpu_linear_bytes(int64_t rows, int64_t cols, int threads);
 
 /* Both triangles of g [n, n] in the slot MQ_WS_MOMENT. */
 mq_status mq_cpu_mirror(mq_dev *dev, const float **full, const float *g, int64_t n, mq_err *err);
@@ -137,6 +150,7 @@ mq_status mq_cpu_refit_scales(mq_dev *dev, float *scale, float *loss, const uint
                               const float *g, int64_t rows, int64_t cols, int group, mq_err *err);
 mq_status mq_cpu_descend(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const float *scale, const float *g,
                          int n_passes, int64_t rows, int64_t cols, int group, mq_err *err);
+int64_t mq_cpu_calibration_bytes(const mq_dev *dev, int64_t rows, int64_t cols, int group, int64_t n);
 mq_status mq_cpu_keep_better(mq_dev *dev, uint8_t *codes, float *scale, float *loss, int64_t *n_kept,
                              const uint8_t *codes_new, const float *scale_new, const float *loss_new, int64_t rows,
                              int64_t cols, int group, mq_err *err);

@@ -107,10 +107,15 @@ mq_status mq_cpu_dev_sync(mq_dev *dev, mq_err *err)
     return MQ_OK;
 }
 
+int64_t mq_cpu_workspace_room(int64_t n_bytes)
+{
+    return n_bytes + n_bytes / 4;
+}
+
 mq_status mq_cpu_workspace(mq_dev *dev, int slot, int64_t n_bytes, void **out, mq_err *err)
 {
     if (n_bytes > dev->ws_bytes[slot] || !dev->ws[slot]) {
-        int64_t room = n_bytes + n_bytes / 4;
+        int64_t room = mq_cpu_workspace_room(n_bytes);
         free(dev->ws[slot]);
         dev->ws_bytes[slot] = 0;
         dev->ws[slot] = aligned_room(room);
@@ -172,4 +177,5 @@ const mq_kernels mq_cpu_kernels = {
     .refit_scales = mq_cpu_refit_scales,
     .descend = mq_cpu_descend,
     .keep_better = mq_cpu_keep_better,
+    .calibration_bytes = mq_cpu_calibration_bytes,
 };

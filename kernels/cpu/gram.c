@@ -83,13 +83,18 @@ static void add_tile(float *g, const float *x, float *tile, int64_t job, int64_t
     add_rows(g + r0 * cols + c0, cols, tile, rows, width, i == j);
 }
 
+int64_t mq_cpu_gram_bytes(int64_t n, int64_t cols, int threads)
+{
+    return ((n * cols + 15) / 16 * 16 + (int64_t)threads * TILE * TILE) * (int64_t)sizeof(float);
+}
+
 /* Room for weighted rows and for one tile a thread; x moves to the weighted rows. */
 static mq_status prepare(mq_dev *dev, float **tiles, const float **x, const float *weight, bool root, int64_t n,
                          int64_t cols, int threads, mq_err *err)
 {
     int64_t weighted = weight ? (n * cols + 15) / 16 * 16 : 0;
     void *room;
-    MQ_TRY(mq_cpu_workspace(dev, MQ_WS_GRAM, (weighted + (int64_t)threads * TILE * TILE) * (int64_t)sizeof **x, &room, err));
+    MQ_TRY(mq_cpu_workspace(dev, MQ_WS_GRAM, mq_cpu_gram_bytes(weight ? n : 0, cols, threads), &room, err));
     *tiles = (float *)room + weighted;
     if (weight) {
         weigh_rows(room, *x, weight, root, n, cols, threads);

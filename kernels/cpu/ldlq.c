@@ -44,7 +44,7 @@ static int64_t chunk_lanes(int64_t rows)
     return (most + MQ_LDLQ_LANES - 1) / MQ_LDLQ_LANES * MQ_LDLQ_LANES;
 }
 
-static int64_t chunk_bytes(int64_t rows, int64_t cols, int group)
+int64_t mq_cpu_ldlq_bytes(int64_t rows, int64_t cols, int group)
 {
     int64_t lanes = chunk_lanes(rows);
     int64_t bytes = lanes * (cols * 9 + cols / group * 4 + 12) + cols * (int64_t)sizeof(float *);
@@ -137,7 +137,7 @@ mq_status mq_cpu_ldlq(mq_dev *dev, uint8_t *codes, float *loss, const float *w, 
     if (rows <= 0)
         return MQ_OK;
     ldlq_job job = {dev->v, codes, loss, w, scale, a, d, perm, rows, cols, group};
-    int64_t n_chunks = (rows + CHUNK - 1) / CHUNK, bytes = chunk_bytes(rows, cols, group);
+    int64_t n_chunks = (rows + CHUNK - 1) / CHUNK, bytes = mq_cpu_ldlq_bytes(rows, cols, group);
     int threads = mq_cpu_threads(dev, (double)rows * (double)cols * (double)cols / 16.0);
     threads = threads < n_chunks ? threads : (int)n_chunks;
     void *room;

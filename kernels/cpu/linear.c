@@ -13,19 +13,29 @@ enum {
     W_BLOCK = 128    /* and so for rows of w */
 };
 
+static int64_t block_rows(int64_t rows)
+{
+    return rows < W_BLOCK ? rows : W_BLOCK;
+}
+
+int64_t mq_cpu_linear_bytes(int64_t rows, int64_t cols, int threads)
+{
+    return threads * block_rows(rows) * cols * (int64_t)sizeof(float);
+}
+
 mq_status mq_cpu_linear(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err)
 {
     if (n <= FIXED_UP_TO)
         return mq_cpu_linear_fixed(dev, y, x, w, n, err);
     if (w->rows == 0)
         return MQ_OK;
-    int64_t w_block = w->rows < W_BLOCK ? w->rows : W_BLOCK;
+    int64_t w_block = block_rows(w->rows);
     int64_t n_w = (w->rows + w_block - 1) / w_block, n_x = (n + X_BLOCK - 1) / X_BLOCK;
     int threads = mq_cpu_threads(dev, (double)w->rows * (double)w->cols * (double)n / 16.0);
     bool plain = w->scheme == MQ_SCHEME_F32;
     void *room = NULL;
     if (!plain)
-        MQ_TRY(mq_cpu_workspace(dev, MQ_WS_WEIGHTS, threads * w_block * w->cols * (int64_t)sizeof *x, &room, err));
+        MQ_TRY(mq_cpu_workspace(dev, MQ_WS_WEIGHTS, mq_cpu_linear_bytes(w->rows, w->cols, threads), &room, err));
 #pragma omp parallel num_threads(threads)
     {
         float *scratch = plain ? NULL : (float *)room + omp_get_thread_num() * w_block * w->cols;

@@ -24,6 +24,11 @@ static int64_t room_floats(int64_t cols)
     return CHUNK * cols + CHUNK * TILE + TILE * TILE;
 }
 
+int64_t mq_cpu_loss_bytes(int64_t cols)
+{
+    return room_floats(cols) * (int64_t)sizeof(float);
+}
+
 static void load_diagonal(float *tile, const float *g, int64_t k0, int64_t width, int64_t cols)
 {
     for (int64_t i = 0; i < width; i++) {
@@ -60,7 +65,7 @@ mq_status mq_cpu_quant_loss(mq_dev *dev, float *loss, float *norm, const uint8_t
 {
     int threads = mq_cpu_threads(dev, (double)rows * (double)cols * (double)cols / 16.0);
     void *base;
-    MQ_TRY(mq_cpu_workspace(dev, MQ_WS_CHUNK, threads * room_floats(cols) * (int64_t)sizeof *w, &base, err));
+    MQ_TRY(mq_cpu_workspace(dev, MQ_WS_CHUNK, threads * mq_cpu_loss_bytes(cols), &base, err));
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r0 = 0; r0 < rows; r0 += CHUNK) {
         loss_room room = {.rows = (float *)base + omp_get_thread_num() * room_floats(cols)};
@@ -95,4 +100,22 @@ mq_status mq_cpu_keep_better(mq_dev *dev, uint8_t *codes, float *scale, float *l
     if (n_kept)
         *n_kept = kept;
     return MQ_OK;
+}
+
+/* Every slot at its largest.  Which way round the matrix stands does not matter: moments have either width. */
+int64_t mq_cpu_calibration_bytes(const mq_dev *dev, int64_t rows, int64_t cols, int group, int64_t n)
+{
+    int64_t wide = rows > cols ? rows : cols;
+    int64_t chunk[] = {mq_cpu_ldlq_bytes(wide, wide, group), mq_cpu_solve_bytes(wide), mq_cpu_loss_bytes(wide),
+                       mq_cpu_refine_bytes(wide, group)};
+    int64_t most = 0;
+    for (size_t i = 0; i < sizeof chunk / sizeof chunk[0]; i++)
+        most = chunk[i] > most ? chunk[i] : most;
+    int64_t slots[] = {mq_cpu_gram_bytes(n, wide, dev->n_threads), wide * 8, dev->n_threads * most,
+                       wide * wide * (int64_t)sizeof(float), mq_cpu_linear_bytes(wide, wide, dev->n_threads),
+                       (8 + 16) * wide * (int64_t)sizeof(float)}; /* the last: linear of few rows keeps them padded */
+    int64_t sum = 0;
+    for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++)
+        sum += mq_cpu_workspace_room(slots[i]) + 128; /* alignment */
+    return sum;
 }

@@ -32,6 +32,11 @@ static void load_rows(const refine_job *j, float *e, float *y, int64_t row0, int
 
 /* ---- coordinate descent ---- */
 
+static int64_t descend_bytes(int64_t cols)
+{
+    return 2 * DESCEND_ROWS * cols * (int64_t)sizeof(float);
+}
+
 mq_status mq_cpu_descend(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const float *scale, const float *g,
                          int n_passes, int64_t rows, int64_t cols, int group, mq_err *err)
 {
@@ -39,7 +44,7 @@ mq_status mq_cpu_descend(mq_dev *dev, uint8_t *codes, float *loss, const float *
     int threads = mq_cpu_threads(dev, (double)rows * (double)cols * (double)cols / 8.0);
     void *room;
     MQ_TRY(mq_cpu_mirror(dev, &j.full, g, cols, err));
-    MQ_TRY(mq_cpu_workspace(dev, MQ_WS_CHUNK, (1 + threads * 2 * DESCEND_ROWS) * cols * (int64_t)sizeof *w, &room, err));
+    MQ_TRY(mq_cpu_workspace(dev, MQ_WS_CHUNK, cols * (int64_t)sizeof *w + threads * descend_bytes(cols), &room, err));
     float *diag = room;
     MQ_TRY(mq_cpu_diag(dev, diag, g, cols, err));
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -86,6 +91,12 @@ typedef struct refit_room {
 static int64_t refit_bytes(int64_t cols, int64_t groups)
 {
     return (REFIT_ROWS + 1) * groups * groups * 8 + (REFIT_ROWS + 2) * groups * 8 + REFIT_ROWS * 8 + 3 * REFIT_ROWS * cols * 4;
+}
+
+int64_t mq_cpu_refine_bytes(int64_t cols, int group)
+{
+    int64_t refit = refit_bytes(cols, cols / group), descend = descend_bytes(cols) + cols * (int64_t)sizeof(float);
+    return refit > descend ? refit : descend;
 }
 
 static refit_room place_room(char *at, int64_t cols, int64_t groups)

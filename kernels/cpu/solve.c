@@ -157,13 +157,18 @@ mq_status mq_cpu_factor(mq_dev *dev, float *a, float *d, const float *g, const i
     return MQ_OK;
 }
 
+int64_t mq_cpu_solve_bytes(int64_t cols)
+{
+    return SOLVE_ROWS * cols * (int64_t)sizeof(float);
+}
+
 /* H = P^T A D A^T P with A = a plus a unit diagonal: two triangular solves on chunks of rows in processing order. */
 mq_status mq_cpu_solve(mq_dev *dev, float *x, const float *y, const float *a, const float *d, const int32_t *perm,
                        int64_t rows, int64_t n, mq_err *err)
 {
     void *room;
     int threads = mq_cpu_threads(dev, (double)rows * (double)n * (double)n / 8.0);
-    MQ_TRY(mq_cpu_workspace(dev, MQ_WS_CHUNK, threads * SOLVE_ROWS * n * (int64_t)sizeof *x, &room, err));
+    MQ_TRY(mq_cpu_workspace(dev, MQ_WS_CHUNK, threads * mq_cpu_solve_bytes(n), &room, err));
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r0 = 0; r0 < rows; r0 += SOLVE_ROWS) {
         float *z = (float *)room + omp_get_thread_num() * SOLVE_ROWS * n;

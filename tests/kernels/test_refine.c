@@ -3,6 +3,7 @@
  * F32 and double part ways where a code or a scale is within rounding of a tie, so results are not compared element by element but by
  * what they promise: no single change of a code, and no step of the scales that double finds, makes the loss smaller by
  * more than rounding. */
+#include "kernels/cpu/cpu.h"
 #include "tests/maker/calibration_data.h"
 
 static const mq_kernels *k;
@@ -290,6 +291,57 @@ START_TEST(better_rows_are_kept)
 }
 END_TEST
 
+/* Every operation that keeps workspace, on rows x cols. */
+static void run_all(mq_dev *dev, int64_t rows, int64_t cols, int group, int64_t n)
+{
+    problem p = problem_create(rows, cols, group, 9);
+    float *x = random_floats(n * cols, 1), *ones = malloc((size_t)n * sizeof *ones), *a = calloc((size_t)(cols * cols), sizeof *a);
+    float *d = calloc((size_t)cols, sizeof *d), *y = malloc((size_t)(n * rows) * sizeof *y);
+    int32_t *perm = random_permutation(cols, 1);
+    uint16_t *bf16 = calloc((size_t)(rows * cols), sizeof *bf16);
+    mq_matrix m = {.scheme = MQ_SCHEME_BF16, .rows = rows, .cols = cols, .data = bf16};
+    for (int64_t i = 0; i < n; i++)
+        ones[i] = 1.0f;
+    ck_assert(k->linear(dev, y, x, &m, n, NULL) == MQ_OK);
+    ck_assert(k->gram(dev, p.g, x, ones, n, cols, NULL) == MQ_OK);
+    ck_assert(k->cross(dev, a, x, x, ones, n, cols, cols, NULL) == MQ_OK);
+    ck_assert(k->factor(dev, a, d, p.g, perm, 1.0f, cols, NULL) == MQ_OK);
+    ck_assert(k->ldlq(dev, p.codes, p.loss, p.w, p.scale, a, d, perm, rows, cols, group, NULL) == MQ_OK);
+    ck_assert(k->solve(dev, p.w, p.w, a, d, perm, rows, cols, NULL) == MQ_OK);
+    ck_assert(k->quant_loss(dev, p.loss, NULL, p.codes, p.w, p.scale, p.g, rows, cols, group, NULL) == MQ_OK);
+    ck_assert(k->refit_scales(dev, p.scale, NULL, p.codes, p.w, p.g, rows, cols, group, NULL) == MQ_OK);
+    ck_assert(k->descend(dev, p.codes, NULL, p.w, p.scale, p.g, 1, rows, cols, group, NULL) == MQ_OK);
+    free(x);
+    free(ones);
+    free(a);
+    free(d);
+    free(y);
+    free(perm);
+    free(bf16);
+    problem_free(&p);
+}
+
+START_TEST(workspace_stays_below_its_bound)
+{
+    static const struct {
+        int64_t rows, cols, n;
+        int group;
+    } s[] = {{128, 256, 100, 32}, {32, 32, 9, 32}, {512, 256, 700, 128}, {256, 512, 3, 64}};
+    for (size_t i = 0; i < sizeof s / sizeof s[0]; i++)
+        for (int threads = 1; threads <= 3; threads += 2) {
+            mq_dev *dev;
+            ck_assert(k->dev_open(&dev, 0, threads, NULL, NULL) == MQ_OK);
+            run_all(dev, s[i].rows, s[i].cols, s[i].group, s[i].n);
+            run_all(dev, s[i].cols, s[i].rows, s[i].group, s[i].n);
+            int64_t held = 0, bound = k->calibration_bytes(dev, s[i].rows, s[i].cols, s[i].group, s[i].n);
+            for (int w = 0; w < MQ_WS_COUNT; w++)
+                held += dev->ws_bytes[w];
+            ck_assert_msg(held <= bound && 3 * held >= bound, "%lld held, bound %lld", (long long)held, (long long)bound);
+            k->dev_close(dev);
+        }
+}
+END_TEST
+
 START_TEST(bits_do_not_depend_on_threads)
 {
     problem first = problem_create(300, 224, 32, 9);
@@ -328,6 +380,7 @@ int main(void)
     tcase_add_test(t, refit_by_hand_values);
     tcase_add_test(t, refit_wins_most_of_what_least_squares_can);
     tcase_add_test(t, better_rows_are_kept);
+    tcase_add_test(t, workspace_stays_below_its_bound);
     tcase_add_test(t, bits_do_not_depend_on_threads);
     suite_add_tcase(s, t);
     return mq_test_run(s);
