@@ -104,7 +104,7 @@ static mq_status set_target(choice *c, bool *ok, mq_err *err)
 static mq_status set_factor(choice *c, mq_err *err)
 {
     mq_calib_worker *w = c->w;
-    double n = (double)c->cols, m = (double)c->n_tokens;
+    double n = (double)c->cols, m = c->path == MQ_CALIB_LAYER ? 0.0 : (double)c->n_tokens;
     c->ridge = ((double)c->r->damp + (double)c->r->damp_few * n / (n + m)) * c->mean;
     for (c->n_retries = 0; c->n_retries < MAX_TRIES; c->n_retries++) {
         bool ok = false;
