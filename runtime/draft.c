@@ -59,7 +59,7 @@ static void carve_device(mq_draft *d, carver *c)
     int64_t hidden = s->hidden, width = s->intermediate / s->n_ranks;
     carve_rings(d, c);
     d->wide = carve(c, s->rows * s->wide, 4);
-    d->x = carve(c, s->decode_rows * hidden, 4);
+    d->x = carve(c, s->rows * hidden, 4);
     d->h = carve(c, s->rows * hidden, 4);
     d->part = carve(c, s->rows * hidden, 4);
     d->sum = carve(c, s->decode_rows * hidden, 4);

@@ -38,7 +38,7 @@ struct mq_draft {
     mq_kv *kv;          /* [n_layers, n_ranks] */
     void *block;        /* dev's memory behind the rings and the arrays that follow */
     float *wide;        /* [C, wide] */
-    float *x;           /* [D, hidden] residual stream */
+    float *x;           /* [C, hidden] residual stream */
     float *h;           /* [C, hidden] normed input */
     float *part;        /* [C, hidden] one rank's contribution */
     float *sum;         /* [D, hidden] of the ranks so far */

@@ -1,6 +1,6 @@
-/* DFlash around the edge of its window, which no reference sequence reaches: against the same
- * equations in plain double loops that see all features and no ring, and by features that may or
- * may not matter. */
+/* Drafters around the edge of their windows.  DFlash, whose edge no reference sequence reaches,
+ * against the same equations in plain double loops that see all features and no ring; both kinds by
+ * features that may or may not matter. */
 #include <math.h>
 
 #include "tests/runtime/draft_bench.h"
@@ -217,13 +217,11 @@ typedef struct fast {
     mq_draft *d;
 } fast;
 
-static fast open_fast(const char *dir, int64_t max_rows)
+static fast open_fast(const char *dir, mq_draft_kind kind, int64_t max_rows)
 {
     mq_err err;
     fast f = {.dev = ref_dev(2), .store = draft_store(dir, 1, true)};
-    mq_assert_ok(
-        mq_draft_create(&f.d, MQ_DRAFT_DFLASH, ref_kernels(), f.dev, f.store, max_rows, &err),
-        &err);
+    mq_assert_ok(mq_draft_create(&f.d, kind, ref_kernels(), f.dev, f.store, max_rows, &err), &err);
     return f;
 }
 
@@ -250,7 +248,7 @@ START_TEST(every_length_equals_the_double_loop)
     const char *dir = ref_model("nano");
     if (!dir)
         return;
-    fast f = open_fast(dir, 7);
+    fast f = open_fast(dir, MQ_DRAFT_DFLASH, 7);
     const int64_t window = mq_store_draft_model(f.store)->attn.window;
     features from = make_features(mq_store_model(f.store));
     double worst = 0.0, least_other = 1.0;
@@ -287,19 +285,19 @@ START_TEST(every_length_equals_the_double_loop)
 }
 END_TEST
 
-/* The block after length positions when the feature of position changed is another one. */
-static void draft_changed(float *confidence, const char *dir, const features *from, int64_t length,
-                          int64_t changed)
+/* Confidences after length positions when the feature of position changed is another one. */
+static void draft_changed(float *confidence, const char *dir, mq_draft_kind kind,
+                          const features *from, int64_t length, int64_t changed)
 {
     mq_err err;
     int32_t tokens[MOST];
-    fast f = open_fast(dir, POSITIONS);
+    fast f = open_fast(dir, kind, POSITIONS);
     int64_t hidden = mq_store_model(f.store)->hidden;
-    float *at = changed >= 0 ? from->of[1] + changed * hidden : NULL;
+    float *at = changed >= 0 ? from->of[0] + changed * hidden : NULL;
     for (int64_t c = 0; at && c < hidden; c++)
         at[c] = -at[c];
     commit(&f, from, 0, length);
-    mq_assert_ok(mq_draft_propose(f.d, tokens, confidence, 77, MOST, &err), &err);
+    mq_assert_ok(mq_draft_propose(f.d, tokens, confidence, 77, mq_draft_most(f.d), &err), &err);
     for (int64_t c = 0; at && c < hidden; c++)
         at[c] = -at[c];
     close_fast(&f);
@@ -307,20 +305,27 @@ static void draft_changed(float *confidence, const char *dir, const features *fr
 
 START_TEST(the_last_visible_position_matters_and_the_one_before_does_not)
 {
-    enum { LENGTH = 400, WINDOW = 256 };
+    enum { LENGTH = 400 };
     const char *dir = ref_model("nano");
     if (!dir)
         return;
-    fast f = open_fast(dir, 1);
-    features from = make_features(mq_store_model(f.store));
-    close_fast(&f);
-    float plain[MOST], outside[MOST], inside[MOST];
-    draft_changed(plain, dir, &from, LENGTH, -1);
-    draft_changed(outside, dir, &from, LENGTH, LENGTH - WINDOW); /* j + window = anchor */
-    draft_changed(inside, dir, &from, LENGTH, LENGTH - WINDOW + 1);
-    ck_assert_mem_eq(plain, outside, sizeof plain);
-    ck_assert_mem_ne(plain, inside, sizeof plain);
-    free_features(&from);
+    /* DFlash: j + 256 > 400.  MTP, whose row is the last committed position: 399 - j < 64. */
+    static const struct {
+        mq_draft_kind kind;
+        int64_t first;
+    } seen[2] = {{MQ_DRAFT_DFLASH, 145}, {MQ_DRAFT_MTP, 336}};
+    for (int i = 0; i < 2; i++) {
+        fast f = open_fast(dir, seen[i].kind, 1);
+        features from = make_features(mq_store_model(f.store));
+        close_fast(&f);
+        float plain[MOST] = {0}, outside[MOST] = {0}, inside[MOST] = {0};
+        draft_changed(plain, dir, seen[i].kind, &from, LENGTH, -1);
+        draft_changed(outside, dir, seen[i].kind, &from, LENGTH, seen[i].first - 1);
+        draft_changed(inside, dir, seen[i].kind, &from, LENGTH, seen[i].first);
+        ck_assert_mem_eq(plain, outside, sizeof plain);
+        ck_assert_mem_ne(plain, inside, sizeof plain);
+        free_features(&from);
+    }
 }
 END_TEST
 
