@@ -28,8 +28,9 @@ mq_calib_recipe mq_calib_recipe_default(mq_calib_method method, int group)
         .quantized_h = true,
         .down_target = gptq,
         .kappa = 0.5f,
+        .damp_columns = true,
         .damp = 0.01f,
-        .damp_few = 0.09f,
+        .damp_few = 5.0f,
     };
 }
 

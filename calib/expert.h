@@ -36,7 +36,8 @@ typedef struct mq_calib_recipe {
     bool down_target;     /* with quantized_h: down aims at the source's output, W* = W + W C H^-1, C = sum of
                              (h_source - h) h^T, H with its ridge; false: at its own weights */
     float kappa;          /* shrinkage: rho = m / (m + kappa * n), n columns */
-    float damp, damp_few; /* ridge = (damp + damp_few * n / (n + m)) * mean diagonal */
+    bool damp_columns;    /* the ridge of a column is relative to its own diagonal element; false: to their mean */
+    float damp, damp_few; /* ridge = (damp + damp_few * n / (n + m)) * that; it is part of H in all that follows */
 } mq_calib_recipe;
 
 mq_calib_recipe mq_calib_recipe_default(mq_calib_method method, int group);
@@ -59,7 +60,7 @@ typedef struct mq_calib_account {
     double err2, norm2;  /* squared weight error and squared weights */
     double loss, energy; /* D H D^T and W H W^T over all rows, H the moment used, without ridge; both 0 on PLAIN.  With
                             down_target W is the target here, D what is left of it */
-    double damp;         /* ridge over mean diagonal that worked; 0 without a factorisation */
+    double damp;         /* relative ridge that worked; 0 without a factorisation */
     int n_retries;       /* factorisations that failed before */
     int64_t n_refit;     /* rows that a round improved */
 } mq_calib_account;

@@ -1,17 +1,18 @@
 /* From weights and a moment H to codes and scales.
  *
  *   order    columns by falling diagonal, ties by index
- *   ridge    H + ridge I = R R^T; a failed factorisation is tried again with twice the ridge, ten times in all, then the
- *            matrix gets the weighted search alone (path "diagonal")
- *   target   down: W* = W + W c^T (H + ridge I)^-1, so that what h lost on the way is made up for
+ *   ridge    H' = H with a larger diagonal, kept for all that follows: what a step may gain on the tokens seen is held against
+ *            what it costs on others.  Relative to each column's own element, its limit is the weighted search.  A failed
+ *            factorisation is tried again with twice the ridge, ten times in all, then the matrix gets that limit (path
+ *            "diagonal")
+ *   target   down: W* = W + W c^T H'^-1, so that what h lost on the way is made up for
  *   scales   the search of kernels/round.h weighted by H's diagonal, once and for all, so that any order of columns may follow
- *   codes    error feedback, then descent on the true loss D H D^T, without the ridge
+ *   codes    error feedback, then descent on D H' D^T
  *   rounds   scales by least squares for these codes, descent; error feedback with these scales, descent; each row keeps
  *            the best it has met; at the end scales once more
  *
- * Columns that no input ever moves (a zero on the diagonal) have zeros in all of H, so no error flows into or out of
- * them and error feedback rounds them plainly; the search counts them like the mean column.  They are not set to zero: with few
- * tokens "never seen" is no promise.
+ * Columns that no input ever moves (a zero on the diagonal) have zeros in all of H; they count like the mean column without
+ * ties to others, which is plain rounding.  They are not set to zero: with few tokens "never seen" is no promise.
  * Sources: expert.h; damping that falls with the tokens, shrinkage, rounds: own. */
 #include <math.h>
 #include <stdlib.h>
@@ -28,7 +29,7 @@ typedef struct choice {
     int64_t rows, cols, n_tokens;
     const float *target; /* what the codes should come near: w->w, or W* behind it */
     double mean;         /* of the diagonal */
-    double ridge;
+    double damp; /* relative ridge */
     int n_retries;
     mq_calib_path path;
 } choice;
@@ -100,32 +101,45 @@ static mq_status set_target(choice *c, bool *ok, mq_err *err)
     return MQ_OK;
 }
 
-/* Factor into w->a, w->d, or the diagonal path. */
+/* w->g's diagonal with the ridge, or as it was. */
+static mq_status set_ridge(choice *c, bool on, mq_err *err)
+{
+    mq_calib_worker *w = c->w;
+    for (int64_t i = 0; i < c->cols; i++) {
+        double own = (double)w->diag[i], ridge = c->damp * (c->r->damp_columns ? own : c->mean);
+        w->omega[i] = (float)(!on ? own : own > 0.0 ? own + ridge : c->mean);
+    }
+    MQ_TRY(w->k->upload(w->dev, w->vec, w->omega, c->cols * F, err));
+    return w->k->set_diag(w->dev, w->g, w->vec, c->cols, err);
+}
+
+/* Factor of H' into w->a, w->d, or the diagonal path. */
 static mq_status set_factor(choice *c, mq_err *err)
 {
     mq_calib_worker *w = c->w;
     double n = (double)c->cols, m = c->path == MQ_CALIB_LAYER ? 0.0 : (double)c->n_tokens;
-    c->ridge = ((double)c->r->damp + (double)c->r->damp_few * n / (n + m)) * c->mean;
+    c->damp = (double)c->r->damp + (double)c->r->damp_few * n / (n + m);
     for (c->n_retries = 0; c->n_retries < MAX_TRIES; c->n_retries++) {
         bool ok = false;
-        mq_status st = w->k->factor(w->dev, w->a, w->d, w->g, w->perm, (float)c->ridge, c->cols, err);
+        MQ_TRY(set_ridge(c, true, err));
+        mq_status st = w->k->factor(w->dev, w->a, w->d, w->g, w->perm, 0.0f, c->cols, err);
         if (st == MQ_OK)
             st = set_target(c, &ok, err);
         if (st != MQ_OK && st != MQ_E_NUMERIC)
             return st;
         if (st == MQ_OK && ok)
             return MQ_OK;
-        c->ridge = c->ridge > 0.0 ? 2.0 * c->ridge : 1e-4 * c->mean;
+        c->damp = c->damp > 0.0 ? 2.0 * c->damp : 1e-4;
     }
     c->path = MQ_CALIB_DIAGONAL;
-    c->ridge = 0.0;
+    c->damp = 0.0;
     c->target = w->w;
     return MQ_OK;
 }
 
 /* ---- codes ---- */
 
-/* Error feedback with scale, then descent; loss is the true one. */
+/* Error feedback with scale, then descent; loss is D H' D^T. */
 static mq_status feed_back(const choice *c, uint8_t *codes, float *loss, const float *scale, mq_err *err)
 {
     mq_calib_worker *w = c->w;
@@ -186,9 +200,11 @@ static mq_status run_rounds(const choice *c, mq_calib_account *account, int n_ac
 
 /* ---- account ---- */
 
-static mq_status add_losses(const choice *c, mq_calib_account *account, int n_accounts, mq_err *err)
+static mq_status add_losses(choice *c, mq_calib_account *account, int n_accounts, mq_err *err)
 {
     mq_calib_worker *w = c->w;
+    if (c->r->method == MQ_CALIB_GPTQ)
+        MQ_TRY(set_ridge(c, false, err));
     MQ_TRY(w->k->quant_loss(w->dev, w->loss, w->norm, w->codes, c->target, w->scale, w->g, c->rows, c->cols, w->group, err));
     MQ_TRY(read_losses(c, 0, w->loss, err));
     MQ_TRY(read_losses(c, 1, w->norm, err));
@@ -200,7 +216,7 @@ static mq_status add_losses(const choice *c, mq_calib_account *account, int n_ac
     return MQ_OK;
 }
 
-static mq_status fill_accounts(const choice *c, mq_calib_account *account, int n_accounts, mq_err *err)
+static mq_status fill_accounts(choice *c, mq_calib_account *account, int n_accounts, mq_err *err)
 {
     mq_calib_worker *w = c->w;
     if (c->path != MQ_CALIB_PLAIN)
@@ -216,7 +232,7 @@ static mq_status fill_accounts(const choice *c, mq_calib_account *account, int n
     }
     for (int i = 0; i < n_accounts; i++) {
         account[i].path = c->path;
-        account[i].damp = c->ridge > 0.0 ? c->ridge / c->mean : 0.0;
+        account[i].damp = c->damp;
         account[i].n_retries = c->n_retries;
     }
     return MQ_OK;

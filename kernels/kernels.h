@@ -148,8 +148,9 @@ typedef struct mq_kernels {
     mq_status (*cross)(mq_dev *dev, float *c, const float *x, const float *y, const float *weight, int64_t n, int64_t cols,
                        int64_t y_cols, mq_err *err);
 
-    /* out [n] = diagonal of g [n, n]. */
+    /* out [n] = diagonal of g [n, n]; and back. */
     mq_status (*diag)(mq_dev *dev, float *out, const float *g, int64_t n, mq_err *err);
+    mq_status (*set_diag)(mq_dev *dev, float *g, const float *diag, int64_t n, mq_err *err);
 
     /* H = P g P^T + ridge * I, row and column k of H being perm[k] of g (perm a permutation of 0 .. n - 1 in dev's memory).  Factor H
      * = R R^T, R upper triangular (Cholesky from the last row up): a [n, n] strict upper part a[j][k] = R[j][k] / R[k][k], j < k,

@@ -138,6 +138,7 @@ mq_status mq_cpu_gram(mq_dev *dev, float *g, const float *x, const float *weight
 mq_status mq_cpu_cross(mq_dev *dev, float *c, const float *x, const float *y, const float *weight, int64_t n,
                        int64_t cols, int64_t y_cols, mq_err *err);
 mq_status mq_cpu_diag(mq_dev *dev, float *out, const float *g, int64_t n, mq_err *err);
+mq_status mq_cpu_set_diag(mq_dev *dev, float *g, const float *diag, int64_t n, mq_err *err);
 mq_status mq_cpu_factor(mq_dev *dev, float *a, float *d, const float *g, const int32_t *perm, float ridge, int64_t n,
                         mq_err *err);
 mq_status mq_cpu_solve(mq_dev *dev, float *x, const float *y, const float *a, const float *d, const int32_t *perm,

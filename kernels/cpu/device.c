@@ -169,6 +169,7 @@ const mq_kernels mq_cpu_kernels = {
     .axpby = mq_cpu_axpby,
     .gram = mq_cpu_gram,
     .diag = mq_cpu_diag,
+    .set_diag = mq_cpu_set_diag,
     .factor = mq_cpu_factor,
     .ldlq = mq_cpu_ldlq,
     .cross = mq_cpu_cross,

@@ -36,6 +36,15 @@ mq_status mq_cpu_diag(mq_dev *dev, float *out, const float *g, int64_t n, mq_err
     return MQ_OK;
 }
 
+mq_status mq_cpu_set_diag(mq_dev *dev, float *g, const float *diag, int64_t n, mq_err *err)
+{
+    (void)dev;
+    (void)err;
+    for (int64_t i = 0; i < n; i++)
+        g[i * n + i] = diag[i];
+    return MQ_OK;
+}
+
 static void weigh_rows(float *out, const float *x, const float *weight, bool root, int64_t n, int64_t cols, int threads)
 {
 #pragma omp parallel for schedule(static) num_threads(threads)

@@ -137,7 +137,7 @@ static void compare_matrix(const fixture *f, const result *res, int matrix, cons
         int64_t *perm = malloc((size_t)n * sizeof *perm);
         order_of(perm, g, n, r->act_order);
         double damp = (double)r->damp + (double)r->damp_few * (double)n / (double)(n + m);
-        double *a = factor_of(g, perm, damp * trace_of(g, n) / (double)n, n);
+        double *a = factor_of(g, perm, damp, r->damp_columns, n);
         feed_back_of(codes, w, scale, a, perm, rows, n, r->group);
         ck_assert(fabs(res->account[matrix].damp - damp) < 1e-6 * damp);
         free(a);
@@ -203,11 +203,12 @@ END_TEST
 START_TEST(every_ingredient_can_be_left_out)
 {
     fixture *f = fixture_create(MQ_SCHEME_F32, 64, 64, 150, 3);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         mq_calib_recipe r = basic(MQ_CALIB_GPTQ, 32);
         r.act_order = i != 0;
         r.shrink = i != 1;
         r.quantized_h = i != 2;
+        r.damp_columns = i != 3;
         compare_all(f, &r);
     }
     fixture_free(f);
@@ -267,7 +268,7 @@ START_TEST(each_step_lowers_the_true_loss)
             ck_assert(i < 3 || res.account[MQ_CALIB_GATE].n_refit > 32);
             result_free(&res);
         }
-        ck_assert_msg(loss[1] < 0.97 * loss[0] && loss[2] < 0.7 * loss[1] && loss[3] < 0.97 * loss[2] && loss[4] == loss[3],
+        ck_assert_msg(loss[1] < 0.97 * loss[0] && loss[2] < 0.7 * loss[1] && loss[3] < 0.99 * loss[2] && loss[4] == loss[3],
                       "g%d: plain %g, weighted %g, gptq %g, rounds %g", group, loss[0], loss[1], loss[2], loss[3]);
         /* weighting serves the loss; what it does for fresh tokens is small beside the rest */
         ck_assert_msg(output[1] < 1.1 * output[0] && output[2] < 0.1 * output[1] && output[3] < output[2] && output[4] < output[3],
