@@ -5,7 +5,6 @@
  * What the shard files and config.json must be is packed.c's. */
 #include "formats/manifest.h"
 
-#include <float.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +14,7 @@
 #include "src/dtype.h"
 #include "src/json.h"
 
-enum { MAX_MANIFEST_BYTES = 256 << 20, MAX_FILES = 1 << 20, MANIFEST_DEPTH = 5 };
+enum { MAX_MANIFEST_BYTES = 256 << 20, MAX_FILES = 1 << 20, MANIFEST_DEPTH = 4 };
 
 static const char FORMAT_NAME[] = "mimo-packed";
 /* The end of every manifest: this, 64 hex digits, and the close. */
@@ -90,32 +89,13 @@ static void print_shards(mq_json_writer *w, const mq_manifest *m)
     mq_json_write_end_array(w);
 }
 
-/* The shortest decimal fraction that reads back as value. */
-static void print_float(mq_json_writer *w, const char *key, float value)
-{
-    char text[32];
-    for (int digits = 1; digits <= 9; digits++) {
-        snprintf(text, sizeof text, "%.*g", digits, (double)value);
-        if (strtof(text, NULL) == value)
-            break;
-    }
-    mq_json_write_double(w, key, strtod(text, NULL));
-}
-
 static void print_calib(mq_json_writer *w, const mq_recipe_calib *c)
 {
     mq_json_write_object(w, "calibration");
     print_hex(w, "text", c->text);
     mq_json_write_int(w, "tokens", c->tokens);
     mq_json_write_int(w, "window", c->window);
-    mq_json_write_int(w, "weight_power", c->weight_power);
-    mq_json_write_bool(w, "act_order", c->act_order);
-    mq_json_write_bool(w, "refit", c->refit);
-    mq_json_write_bool(w, "shrink", c->shrink);
-    mq_json_write_bool(w, "quantized_h", c->quantized_h);
-    print_float(w, "kappa", c->kappa);
-    print_float(w, "damp", c->damp);
-    print_float(w, "damp_few", c->damp_few);
+    mq_json_write_string(w, "options", c->options);
     mq_json_write_string(w, "library", c->library);
     mq_json_write_end_object(w);
 }
@@ -398,42 +378,15 @@ static bool is_compress(const char *s)
     return n >= 1 && n <= 2 && strspn(s + 5, "0123456789") == n && s[5] != '0';
 }
 
-static mq_status get_bool(bool *out, const mq_json_node *obj, const char *key, mq_err *err)
-{
-    return mq_json_bool(mq_json_find(obj, key), out)
-               ? MQ_OK
-               : mq_fail(err, MQ_E_FORMAT, "member '%s': expected true or false", key);
-}
-
-/* Finite and not negative. */
-static mq_status get_float(float *out, const mq_json_node *obj, const char *key, mq_err *err)
-{
-    double d;
-    if (!mq_json_double(mq_json_find(obj, key), &d) || !(d >= 0) || d > FLT_MAX)
-        return mq_fail(err, MQ_E_FORMAT, "member '%s': expected a number, not negative", key);
-    *out = (float)d;
-    return MQ_OK;
-}
-
 static mq_status parse_calib(mq_recipe_calib *c, const mq_json_node *obj, mq_err *err)
 {
-    static const char *const keys[] = {"text",   "tokens",      "window", "weight_power", "act_order", "refit",
-                                       "shrink", "quantized_h", "kappa",  "damp",         "damp_few",  "library"};
-    int64_t power;
+    static const char *const keys[] = {"text", "tokens", "window", "options", "library"};
     c->present = true;
-    MQ_TRY(check_members(obj, keys, 12, "calibration", err));
+    MQ_TRY(check_members(obj, keys, 5, "calibration", err));
     MQ_TRY(get_hex(c->text, obj, "text", err));
     MQ_TRY(get_int(&c->tokens, obj, "tokens", 1, INT64_MAX, err));
     MQ_TRY(get_int(&c->window, obj, "window", 1, INT32_MAX, err));
-    MQ_TRY(get_int(&power, obj, "weight_power", 0, 2, err));
-    c->weight_power = (int)power;
-    MQ_TRY(get_bool(&c->act_order, obj, "act_order", err));
-    MQ_TRY(get_bool(&c->refit, obj, "refit", err));
-    MQ_TRY(get_bool(&c->shrink, obj, "shrink", err));
-    MQ_TRY(get_bool(&c->quantized_h, obj, "quantized_h", err));
-    MQ_TRY(get_float(&c->kappa, obj, "kappa", err));
-    MQ_TRY(get_float(&c->damp, obj, "damp", err));
-    MQ_TRY(get_float(&c->damp_few, obj, "damp_few", err));
+    MQ_TRY(get_text(c->options, sizeof c->options, obj, "options", err));
     return get_text(c->library, sizeof c->library, obj, "library", err);
 }
 

@@ -25,9 +25,7 @@ typedef struct mq_recipe_calib {
     bool present;                  /* method "imatrix" or "gptq" */
     uint8_t text[MQ_SHA256_BYTES]; /* of the token ids as little-endian 32-bit words */
     int64_t tokens, window;
-    int weight_power;              /* a token counts with its router coefficient to this power */
-    bool act_order, refit, shrink, quantized_h;
-    float kappa, damp, damp_few;
+    char options[256];             /* the method's switches as "key=value,...", all of them */
     char library[64];              /* of the large matrix products: another one gives other bits */
 } mq_recipe_calib;
 

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "src/file.h"
+#include "tools/calibrate.h"
 #include "tools/convert_dry.h"
 #include "tools/convert_folder.h"
 #include "tools/convert_report.h"
@@ -29,6 +30,8 @@ typedef struct conversion {
     mq_convert_done *done; /* [n_groups] */
     mq_journal_record old; /* resumed: what the journal said */
     mq_journal *journal;
+    mq_calibration *calib; /* NULL: not calibrated */
+    mq_calibration_plan calib_plan;
 } conversion;
 
 /* ---- Before the work ---- */
@@ -78,6 +81,13 @@ static mq_status choose_threads(conversion *c, mq_err *err)
     if (limit > 0 && (limit - fixed) / each < c->n_threads)
         c->n_threads = (int)((limit - fixed) / each);
     c->result->peak_bytes = fixed + c->n_threads * each;
+    if (!mq_convert_is_calibrated(&c->job))
+        return MQ_OK;
+    int64_t window = mq_calibration_window(&c->job);
+    int64_t n_rows = c->calib ? mq_calibration_rows(c->calib) : c->opt.calib.n_tokens / window * window;
+    MQ_TRY(mq_calibration_plan_for(&c->calib_plan, &c->job, n_rows, window, c->n_threads, limit, c->result->peak_bytes,
+                                   err));
+    c->result->peak_bytes = c->calib_plan.peak_bytes;
     return MQ_OK;
 }
 
@@ -119,6 +129,7 @@ static int64_t reclaimable_bytes(const conversion *c)
 static mq_status measure_space(conversion *c, mq_err *err)
 {
     int64_t need = 4 << 20, total = 0;
+    int64_t scratch = mq_convert_is_calibrated(&c->job) ? c->calib_plan.scratch_bytes : 0;
     for (int64_t g = 0; g < c->job.n_groups; g++)
         for (int f = 0; f < c->job.groups[g].n_files; f++) {
             int64_t bytes;
@@ -129,7 +140,7 @@ static mq_status measure_space(conversion *c, mq_err *err)
     for (int64_t i = 0; i < c->in.n; i++)
         need += c->in.items[i].is_extra ? c->in.items[i].bytes : 0;
     c->result->bytes_out = total;
-    c->result->need_bytes = c->opt.zstd_level ? need / 10 * 7 : need; /* the most that zstd saves is 30 % */
+    c->result->need_bytes = scratch + (c->opt.zstd_level ? need / 10 * 7 : need); /* the most that zstd saves is 30 % */
     char *path = strdup(c->opt.out_dir);
     for (char *slash; path && !mq_path_exists(path); slash[slash == path] = '\0') {
         slash = strrchr(path, '/');
@@ -187,13 +198,17 @@ static mq_status take_up(conversion *c, mq_err *err)
     if (!c->opt.rehash)
         mq_resume_hashes(&c->in, &c->old);
     MQ_TRY(mq_journal_continue(&c->journal, c->opt.out_dir, c->old.good_bytes, err));
-    const char **keep = calloc((size_t)c->job.plan->n_files, sizeof *keep);
+    const char *scratch = NULL;
+    if (c->calib)
+        MQ_TRY(mq_calibration_resume(c->calib, &scratch, c->done, &c->old, &c->calib_plan, err));
+    const char **keep = calloc((size_t)c->job.plan->n_files + 1, sizeof *keep);
     if (!keep)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");
     for (int64_t g = 0; g < c->job.n_groups; g++)
         for (int f = 0; c->done[g].is_done && f < c->done[g].entry.n_files; f++)
             keep[n_keep++] = c->done[g].entry.files[f].name;
-    mq_status st = mq_folder_clean(c->opt.out_dir, keep, n_keep, err);
+    keep[n_keep] = scratch;
+    mq_status st = mq_folder_clean(c->opt.out_dir, keep, n_keep + (scratch != NULL), err);
     free(keep);
     if (n_damaged)
         mq_cli_warn(c->cli, "%lld finished parts are damaged or missing and are done again", (long long)n_damaged);
@@ -237,18 +252,34 @@ static mq_status wait_hasher(mq_hasher *h, mq_err *err)
     return st;
 }
 
+/* Every group: first those that need no calibration, then layer by layer the others. */
+static mq_status convert_groups(conversion *c, const mq_hasher *hasher, mq_err *err)
+{
+    bool *wanted = calloc((size_t)c->job.n_groups, sizeof *wanted);
+    if (!wanted)
+        return mq_fail(err, MQ_E_NOMEM, "out of memory");
+    mq_calibration_others(&c->job, wanted);
+    int64_t todo = 0, *n_weights = &c->result->n_done_weights;
+    for (int64_t g = 0; g < c->job.n_groups; g++)
+        todo += c->done[g].is_done || !wanted[g] ? 0 : c->job.groups[g].in_bytes;
+    mq_convert_means means = {.n_threads = c->n_threads, .journal = c->journal, .hasher = hasher};
+    mq_status st = mq_progress_create(&means.progress, c->cli, "converting", todo, "B", err);
+    if (st == MQ_OK)
+        st = mq_convert_run(c->done, n_weights, &c->job, wanted, NULL, &means, err);
+    mq_progress_free(means.progress);
+    means.progress = NULL;
+    free(wanted);
+    if (st == MQ_OK && c->calib)
+        st = mq_calibration_run(c->calib, c->done, n_weights, &c->calib_plan, &means, c->cli, err);
+    return st;
+}
+
 static mq_status work(conversion *c, mq_err *err)
 {
-    int64_t todo = 0;
-    for (int64_t g = 0; g < c->job.n_groups; g++)
-        todo += c->done[g].is_done ? 0 : c->job.groups[g].in_bytes;
-    mq_progress *progress;
-    MQ_TRY(mq_progress_create(&progress, c->cli, "converting", todo, "B", err));
     mq_hasher *hasher = NULL;
     mq_status st = mq_hasher_start(&hasher, c->opt.checkpoint, &c->in, on_hashed, c, err);
     if (st == MQ_OK)
-        st = mq_convert_run(c->done, &c->result->n_done_weights, &c->job, c->n_threads, c->journal, hasher, progress,
-                            err);
+        st = convert_groups(c, hasher, err);
     if (hasher && st == MQ_OK) {
         st = wait_hasher(hasher, err);
     } else if (hasher) {
@@ -260,7 +291,6 @@ static mq_status work(conversion *c, mq_err *err)
             st = other;
         }
     }
-    mq_progress_free(progress);
     if (st == MQ_OK)
         st = mq_inputs_check_unchanged(&c->in, c->opt.checkpoint, err);
     if (st == MQ_OK && c->opt.rehash)
@@ -475,6 +505,8 @@ mq_status mq_convert(mq_convert_result *out, const mq_convert_options *opt, cons
     st = mq_inputs_list(&c.in, c.job.source, err);
     if (st == MQ_OK)
         st = check_extras(&c, err);
+    if (st == MQ_OK && mq_convert_is_calibrated(&c.job) && !opt->dry_run)
+        st = mq_calibration_open(&c.calib, &c.job, err);
     if (st == MQ_OK) {
         tell_about_job(&c);
         fill_result(&c);
@@ -485,8 +517,11 @@ mq_status mq_convert(mq_convert_result *out, const mq_convert_options *opt, cons
     out->seconds = mq_cli_now() - started;
     mq_journal_close(c.journal);
     mq_journal_record_release(&c.old);
-    for (int64_t g = 0; c.done && g < c.job.n_groups; g++)
+    mq_calibration_close(c.calib);
+    for (int64_t g = 0; c.done && g < c.job.n_groups; g++) {
         free(c.done[g].entry.stats);
+        mq_account_release(&c.done[g].account);
+    }
     free(c.done);
     mq_inputs_release(&c.in);
     mq_convert_job_close(&c.job);

@@ -16,6 +16,8 @@
 #include "formats/manifest.h"
 #include "src/file.h"
 #include "src/map.h"
+#include "tools/calibrate.h"
+#include "tools/calibrate_codes.h"
 #include "tools/journal.h"
 
 static const char partial[] = ".partial";
@@ -39,6 +41,16 @@ static bool is_shard_name(const char *name, size_t n)
     return false;
 }
 
+/* "scratch-codes", "scratch-hidden-" and a layer's number: what calibration leaves while it is unfinished. */
+static bool is_scratch_name(const char *name, size_t n)
+{
+    static const char hidden[] = MQ_HIDDEN_NAME "-";
+    if (n == strlen(MQ_CODES_NAME) && memcmp(name, MQ_CODES_NAME, n) == 0)
+        return true;
+    size_t m = sizeof hidden - 1;
+    return n > m && memcmp(name, hidden, m) == 0 && strspn(name + m, "0123456789") >= n - m;
+}
+
 /* A name that a run writes, finished or partial. */
 static bool is_our_name(const char *name)
 {
@@ -51,7 +63,7 @@ static bool is_our_name(const char *name)
     for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++)
         if (strlen(fixed[i]) == n && memcmp(fixed[i], name, n) == 0)
             return true;
-    return is_shard_name(name, n);
+    return is_shard_name(name, n) || is_scratch_name(name, n);
 }
 
 /* dflash/ holds at most the drafter's config. */

@@ -104,8 +104,10 @@ static void fill_recipe(mq_convert_job *job)
 {
     mq_recipe *r = &job->recipe;
     bool any = job->n_int4_layers > 0;
-    snprintf(r->method, sizeof r->method, "%s",
-             !any ? "none" : job->opt.method == MQ_ROUND_RTN ? "rtn" : "search");
+    const char *method = job->opt.method == MQ_ROUND_RTN ? "rtn" : "search";
+    if (mq_convert_is_calibrated(job))
+        method = job->opt.calib.recipe.method == MQ_CALIB_GPTQ ? "gptq" : "imatrix";
+    snprintf(r->method, sizeof r->method, "%s", any ? method : "none");
     r->group = any ? job->opt.group : 0;
     if (job->opt.zstd_level > 0)
         snprintf(r->compress, sizeof r->compress, "zstd:%d", job->opt.zstd_level);
@@ -288,6 +290,7 @@ mq_status mq_convert_job_open(mq_convert_job *job, const mq_convert_options *opt
 {
     memset(job, 0, sizeof *job);
     job->opt = *opt;
+    job->opt.calib.recipe.group = opt->group;
     mq_status st = mq_source_open(&job->source, opt->checkpoint, err);
     if (st == MQ_OK)
         st = choose_schemes(job, err);

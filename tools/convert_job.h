@@ -44,6 +44,19 @@ typedef struct mq_convert_job {
 mq_status mq_convert_job_open(mq_convert_job *job, const mq_convert_options *opt, mq_err *err);
 void mq_convert_job_close(mq_convert_job *job); /* accepts a zeroed job */
 
+/* Are the INT4 layers' experts calibrated? */
+static inline bool mq_convert_is_calibrated(const mq_convert_job *job)
+{
+    return job->opt.calib.n_files > 0 && job->n_int4_layers > 0;
+}
+
+/* Does the group hold a layer whose experts are calibrated? */
+static inline bool mq_convert_group_is_calibrated(const mq_convert_job *job, int64_t group)
+{
+    const mq_file_spec *f = &job->plan->files[job->groups[group].file0];
+    return mq_convert_is_calibrated(job) && f->kind == MQ_SHARD_LAYER && job->expert_scheme[f->layer] == MQ_SCHEME_INT4;
+}
+
 static inline const mq_draft_model *mq_convert_draft(const mq_convert_job *job)
 {
     return job->source->has_draft ? &job->source->draft : NULL;

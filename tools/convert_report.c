@@ -17,10 +17,17 @@ double mq_convert_rel_error(mq_round_stats s)
     return s.norm2 > 0 ? sqrt(s.err2 / s.norm2) : 0.0;
 }
 
-static mq_round_stats matrix_stats(const mq_journal_group *e, int64_t expert, int projection)
+/* Numbers that a group has about each matrix. */
+static int64_t numbers_of(const mq_journal_group *e, int64_t n_experts)
 {
-    const double *sum = e->stats + (expert * MQ_PROJ_COUNT + projection) * 2;
-    return (mq_round_stats){sum[0], sum[1]};
+    return e->n_stats / (n_experts * MQ_PROJ_COUNT);
+}
+
+static mq_round_stats matrix_stats(const mq_journal_group *e, int64_t n_experts, int64_t expert, int projection)
+{
+    int64_t n = numbers_of(e, n_experts);
+    const double *sum = e->stats + (expert * MQ_PROJ_COUNT + projection) * n;
+    return (mq_round_stats){sum[MQ_STAT_ERR2], sum[MQ_STAT_NORM2]};
 }
 
 mq_round_stats mq_convert_sum(const mq_convert_job *job, const mq_convert_done *done, int layer, int projection)
@@ -31,8 +38,9 @@ mq_round_stats mq_convert_sum(const mq_convert_job *job, const mq_convert_done *
         const mq_journal_group *e = &done[g].entry;
         if (f->kind != MQ_SHARD_LAYER || (layer >= 0 && f->layer != layer))
             continue;
-        for (int64_t x = 0; x < e->n_stats / (MQ_PROJ_COUNT * 2); x++) {
-            mq_round_stats s = matrix_stats(e, x, projection);
+        int64_t n_experts = job->source->model.n_experts;
+        for (int64_t x = 0; e->n_stats && x < n_experts; x++) {
+            mq_round_stats s = matrix_stats(e, n_experts, x, projection);
             total.err2 += s.err2;
             total.norm2 += s.norm2;
         }
@@ -93,7 +101,7 @@ static void write_expert(mq_buf *out, bool *first, const mq_convert_job *job, co
         mq_key key = is_down ? r->key : mq_convert_part_key(r, p == MQ_PROJ_UP);
         mq_round_stats s = {0, 0};
         if (quantized && e->n_stats)
-            s = matrix_stats(e, r->key.expert, p);
+            s = matrix_stats(e, job->source->model.n_experts, r->key.expert, p);
         write_matrix(out, first, key, scheme, quantized ? job->recipe.method : "kept", group, quantized ? &s : NULL);
     }
 }

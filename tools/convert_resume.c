@@ -11,6 +11,21 @@
 
 enum { READ_BYTES = 1 << 20 };
 
+/* Flat, so that a difference is told by its own name.  Products of another instruction set or library have other bits: the rest
+ * of the run would not fit to its beginning. */
+static void write_calib(mq_json_writer *w, const mq_recipe *r)
+{
+    const mq_recipe_calib *c = &r->calib;
+    char hex[MQ_SHA256_HEX];
+    mq_sha256_hex(hex, c->text);
+    mq_json_write_string(w, "calibration text", hex);
+    mq_json_write_int(w, "calibration tokens", c->tokens);
+    mq_json_write_int(w, "calibration window", c->window);
+    mq_json_write_string(w, "calibration options", c->options);
+    mq_json_write_string(w, "instruction set", r->isa);
+    mq_json_write_string(w, "matrix library", c->library);
+}
+
 static void write_recipe(mq_json_writer *w, const mq_convert_job *job)
 {
     const mq_recipe *r = &job->recipe;
@@ -24,6 +39,8 @@ static void write_recipe(mq_json_writer *w, const mq_convert_job *job)
     mq_json_write_string(w, "zstd_version", r->zstd_version);
     mq_json_write_string(w, "backend", r->backend);
     mq_json_write_int(w, "seed", (int64_t)r->seed);
+    if (r->calib.present)
+        write_calib(w, r);
     mq_json_write_end_object(w);
 }
 
@@ -186,6 +203,8 @@ static bool fits_plan(const mq_journal_group *e, const mq_convert_job *job)
         if (strcmp(e->files[f].name, job->plan->files[g->file0 + f].name) != 0)
             return false;
     int64_t n_stats = g->n_expert_weights ? (int64_t)job->source->model.n_experts * MQ_PROJ_COUNT * 2 : 0;
+    if (mq_convert_group_is_calibrated(job, e->group))
+        n_stats = n_stats / 2 * MQ_STAT_COUNT;
     return e->n_stats == n_stats;
 }
 
@@ -198,7 +217,8 @@ mq_status mq_resume_groups(mq_convert_done *done, int64_t *n_damaged, mq_journal
         if (!fits_plan(e, job))
             continue;
         free(done[e->group].entry.stats);
-        done[e->group] = (mq_convert_done){true, *e};
+        done[e->group].is_done = true;
+        done[e->group].entry = *e;
         e->stats = NULL;
         e->n_stats = 0;
     }
@@ -297,6 +317,35 @@ static mq_status check_complete_shards(const mq_manifest *m, const char *dir, mq
     return MQ_OK;
 }
 
+/* Both recipes as the journal has them, compared member by member. */
+static mq_status check_complete_calib(const mq_recipe *was, const mq_recipe *now, const char *dir, mq_err *err)
+{
+    if (was->calib.present != now->calib.present)
+        return other_recipe(dir, "calibration", was->calib.present ? "there" : "none", now->calib.present ? "there" : "none",
+                            err);
+    if (!was->calib.present)
+        return MQ_OK;
+    mq_buf text[2] = {mq_buf_empty(), mq_buf_empty()};
+    mq_json *doc[2] = {NULL, NULL};
+    mq_status st = MQ_OK;
+    for (int i = 0; st == MQ_OK && i < 2; i++) {
+        mq_json_writer w = mq_json_write_begin(&text[i], 0);
+        mq_json_write_object(&w, NULL);
+        write_calib(&w, i ? now : was);
+        mq_json_write_end_object(&w);
+        st = mq_buf_status(&text[i], err);
+        if (st == MQ_OK)
+            st = mq_json_parse(&doc[i], text[i].data, text[i].n_bytes, 4, err);
+    }
+    if (st == MQ_OK)
+        st = check_recipe(dir, mq_json_root(doc[0]), mq_json_root(doc[1]), err);
+    for (int i = 0; i < 2; i++) {
+        mq_json_free(doc[i]);
+        mq_buf_release(&text[i]);
+    }
+    return st;
+}
+
 mq_status mq_resume_check_complete(const mq_manifest *m, const mq_convert_job *job, const mq_inputs *in,
                                    bool with_hashes, mq_err *err)
 {
@@ -315,6 +364,7 @@ mq_status mq_resume_check_complete(const mq_manifest *m, const mq_convert_job *j
         return other_recipe(dir, "ranks", a, b, err);
     if (strcmp(was->compress, now->compress) != 0)
         return other_recipe(dir, "compress", was->compress, now->compress, err);
+    MQ_TRY(check_complete_calib(was, now, dir, err));
     snprintf(a, sizeof a, "%llu", (unsigned long long)was->seed);
     snprintf(b, sizeof b, "%llu", (unsigned long long)now->seed);
     if (was->seed != now->seed)

@@ -11,7 +11,6 @@
 #include <string.h>
 
 #include "src/pool.h"
-#include "tools/convert_work.h"
 
 typedef struct live_group {
     const mq_convert_group *g;
@@ -36,9 +35,8 @@ typedef struct run_state {
     pthread_mutex_t lock; /* guards n_finished, items (begin and end), n_weights, done */
     mq_convert_done *done;
     int64_t n_weights;
-    mq_journal *journal;
-    const mq_hasher *hasher;
-    mq_progress *progress;
+    const mq_convert_ready *ready;
+    const mq_convert_means *means;
 } run_state;
 
 /* ---- A group's life ---- */
@@ -85,15 +83,20 @@ static void group_release(live_group *lg)
 }
 
 /* Sum the items' errors by expert and projection, in item order. */
-static mq_status sum_stats(mq_journal_group *entry, const live_group *lg, const mq_convert_job *job, mq_err *err)
+static mq_status sum_stats(mq_journal_group *entry, const live_group *lg, const run_state *s, mq_err *err)
 {
     if (!lg->stats)
         return MQ_OK;
+    const mq_convert_job *job = s->job;
     const mq_record_spec *records = job->plan->files[lg->g->file0].records;
-    entry->n_stats = (int64_t)job->source->model.n_experts * MQ_PROJ_COUNT * 2;
+    entry->n_stats = (int64_t)job->source->model.n_experts * MQ_PROJ_COUNT * (s->ready ? (int)MQ_STAT_COUNT : 2);
     entry->stats = calloc((size_t)entry->n_stats, sizeof *entry->stats);
     if (!entry->stats)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");
+    if (s->ready) {
+        mq_account_to_stats(entry->stats, s->ready->account);
+        return MQ_OK;
+    }
     for (int64_t i = 0; i < lg->g->n_items; i++) {
         const mq_record_spec *r = &records[lg->items[i].record];
         for (int p = 0; r->is_expert && p < MQ_PROJ_COUNT; p++) {
@@ -110,15 +113,16 @@ static mq_status group_end(run_state *s, live_group *lg, mq_err *err)
 {
     mq_journal_group entry = {.group = lg->index, .n_files = lg->g->n_files};
     memcpy(entry.files, lg->infos, sizeof entry.files);
-    mq_status st = sum_stats(&entry, lg, s->job, err);
+    mq_status st = sum_stats(&entry, lg, s, err);
     if (st == MQ_OK)
-        st = mq_journal_write_group(s->journal, &entry, err);
+        st = mq_journal_write_group(s->means->journal, &entry, err);
     if (st != MQ_OK) {
         free(entry.stats);
         return st;
     }
     pthread_mutex_lock(&s->lock);
-    s->done[lg->index] = (mq_convert_done){true, entry};
+    s->done[lg->index].is_done = true;
+    s->done[lg->index].entry = entry;
     s->n_weights += lg->g->n_expert_weights;
     pthread_mutex_unlock(&s->lock);
     group_release(lg);
@@ -188,10 +192,10 @@ static mq_status do_item(run_state *s, live_group *lg, const mq_convert_item *it
     int64_t read_bytes = 0;
     int k = 0;
     mq_status st = mq_cli_check_stop(err);
-    if (st == MQ_OK && s->hasher && mq_hasher_failed(s->hasher))
+    if (st == MQ_OK && s->means->hasher && mq_hasher_failed(s->means->hasher))
         st = mq_fail(err, MQ_E_STOPPED, "hashing the checkpoint failed");
     if (st == MQ_OK)
-        st = mq_convert_work(worker, pieces, got, &read_bytes, s->job, lg->g, it, err);
+        st = mq_convert_work(worker, pieces, got, &read_bytes, s->job, s->ready, lg->g, it, err);
     if (st == MQ_OK && stats)
         memcpy(stats, got, sizeof got);
     for (; st == MQ_OK && k < it->n_files; k++) {
@@ -205,7 +209,7 @@ static mq_status do_item(run_state *s, live_group *lg, const mq_convert_item *it
     if (st != MQ_OK)
         cancel_turns(lg, it, k);
     else
-        mq_progress_add(s->progress, read_bytes);
+        mq_progress_add(s->means->progress, read_bytes);
     return st;
 }
 
@@ -247,15 +251,16 @@ static mq_status run_item(void *ctx, int64_t number, int worker, mq_err *err)
 
 /* ---- The whole ---- */
 
-static mq_status state_init(run_state *s, int64_t *n_items, int n_threads, mq_err *err)
+static mq_status state_init(run_state *s, int64_t *n_items, const bool *wanted, mq_err *err)
 {
+    int n_threads = s->means->n_threads;
     s->groups = calloc((size_t)s->job->n_groups, sizeof *s->groups);
     s->workers = calloc((size_t)n_threads, sizeof *s->workers);
     if (!s->groups || !s->workers)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");
     *n_items = 0;
     for (int64_t i = 0; i < s->job->n_groups; i++) {
-        if (s->done[i].is_done)
+        if (s->done[i].is_done || (wanted && !wanted[i]))
             continue;
         s->groups[s->n_groups++] =
             (live_group){.g = &s->job->groups[i], .index = i, .first_item = *n_items};
@@ -266,22 +271,22 @@ static mq_status state_init(run_state *s, int64_t *n_items, int n_threads, mq_er
     return MQ_OK;
 }
 
-mq_status mq_convert_run(mq_convert_done *done, int64_t *n_weights, const mq_convert_job *job, int n_threads,
-                         mq_journal *journal, const mq_hasher *hasher, mq_progress *progress, mq_err *err)
+mq_status mq_convert_run(mq_convert_done *done, int64_t *n_weights, const mq_convert_job *job, const bool *wanted,
+                         const mq_convert_ready *ready, const mq_convert_means *means, mq_err *err)
 {
-    run_state s = {.job = job, .done = done, .journal = journal, .hasher = hasher, .progress = progress};
+    run_state s = {.job = job, .done = done, .ready = ready, .means = means};
     pthread_mutex_init(&s.lock, NULL);
     int64_t n_items = 0;
-    mq_status st = state_init(&s, &n_items, n_threads, err);
+    mq_status st = state_init(&s, &n_items, wanted, err);
     if (st == MQ_OK)
-        st = mq_pool_run(n_threads, n_items, run_item, &s, err);
+        st = mq_pool_run(means->n_threads, n_items, run_item, &s, err);
     for (int64_t i = 0; i < s.n_groups; i++)
         group_release(&s.groups[i]);
-    for (int i = 0; s.workers && i < n_threads; i++)
+    for (int i = 0; s.workers && i < means->n_threads; i++)
         mq_convert_worker_free(s.workers[i]);
     free(s.workers);
     free(s.groups);
     pthread_mutex_destroy(&s.lock);
-    *n_weights = s.n_weights;
+    *n_weights += s.n_weights;
     return st;
 }

@@ -161,6 +161,46 @@ static void reorder_parts(mq_convert_piece *pieces, uint8_t *out, const rows *pa
     }
 }
 
+/* Room in out for a piece per file, each of the item's rows and the file's columns. */
+static mq_status place_pieces(mq_convert_worker *w, mq_convert_piece *pieces, const mq_file_spec *files,
+                              const mq_convert_item *it, int group, mq_err *err)
+{
+    int64_t total = 0;
+    for (int f = 0; f < it->n_files; f++) {
+        pieces[f].plain_bytes = mq_units_bytes(it->n_rows, files[it->file + f].records[it->record].cols, group);
+        total += pieces[f].plain_bytes;
+    }
+    MQ_TRY(grow(&w->out, total, err));
+    const uint8_t *at = w->out.data;
+    for (int f = 0; f < it->n_files; f++) {
+        pieces[f].plain = at;
+        at += pieces[f].plain_bytes;
+    }
+    return MQ_OK;
+}
+
+/* Rows that have their codes: read, and cut by columns where ranks share them. */
+static mq_status work_ready(mq_convert_worker *w, mq_convert_piece *pieces, int64_t *read_bytes, const mq_codes *codes,
+                            const mq_file_spec *files, const mq_convert_item *it, int group, mq_err *err)
+{
+    const mq_record_spec *r = &files[it->file].records[it->record];
+    bool is_down = r->key.role == MQ_ROLE_EXPERT_DOWN;
+    int64_t tile0 = (r->row0 + it->row0) / MQ_UNIT_ROWS, n_tiles = it->n_rows / MQ_UNIT_ROWS;
+    MQ_TRY(place_pieces(w, pieces, files, it, group, err));
+    *read_bytes = mq_units_bytes(it->n_rows, r->full_cols, group);
+    if (r->cols == r->full_cols)
+        return mq_codes_read(codes, w->out.data, r->key.expert, is_down, tile0, n_tiles, err);
+    MQ_TRY(grow(&w->raw, *read_bytes, err));
+    MQ_TRY(mq_codes_read(codes, w->raw.data, r->key.expert, is_down, tile0, n_tiles, err));
+    uint8_t *at = w->out.data;
+    for (int f = 0; f < it->n_files; f++) {
+        const mq_record_spec *mine = &files[it->file + f].records[it->record];
+        mq_codes_cut(at, w->raw.data, n_tiles, r->full_cols, mine->col0, mine->cols, group);
+        at += pieces[f].plain_bytes;
+    }
+    return MQ_OK;
+}
+
 static mq_status work_expert(mq_convert_worker *w, mq_convert_piece *pieces, mq_round_stats *stats, int64_t *read_bytes,
                              const mq_convert_job *job, const mq_file_spec *files, const mq_convert_item *it,
                              mq_scheme scheme, int group, mq_err *err)
@@ -184,16 +224,7 @@ static mq_status work_expert(mq_convert_worker *w, mq_convert_piece *pieces, mq_
         scale_at += mq_round_up(parts[p].scale_bytes, 64);
         *read_bytes += parts[p].data_bytes + parts[p].scale_bytes;
     }
-    int64_t out_bytes = 0;
-    for (int f = 0; f < it->n_files; f++)
-        out_bytes += mq_units_bytes(it->n_rows, files[it->file + f].records[it->record].cols, group);
-    MQ_TRY(grow(&w->out, out_bytes, err));
-    uint8_t *at = w->out.data;
-    for (int f = 0; f < it->n_files; f++) {
-        pieces[f].plain = at;
-        pieces[f].plain_bytes = mq_units_bytes(it->n_rows, files[it->file + f].records[it->record].cols, group);
-        at += pieces[f].plain_bytes;
-    }
+    MQ_TRY(place_pieces(w, pieces, files, it, group, err));
     if (scheme == MQ_SCHEME_INT4)
         return round_parts(w, pieces, w->out.data, stats, parts, n_parts, files, it, group, job->opt.method, err);
     reorder_parts(pieces, w->out.data, parts, n_parts, files, it);
@@ -298,8 +329,8 @@ static mq_status compress_pieces(mq_convert_worker *w, mq_convert_piece *pieces,
 }
 
 mq_status mq_convert_work(mq_convert_worker *w, mq_convert_piece *pieces, mq_round_stats stats[MQ_PROJ_COUNT],
-                          int64_t *read_bytes, const mq_convert_job *job, const mq_convert_group *g,
-                          const mq_convert_item *it, mq_err *err)
+                          int64_t *read_bytes, const mq_convert_job *job, const mq_convert_ready *ready,
+                          const mq_convert_group *g, const mq_convert_item *it, mq_err *err)
 {
     const mq_file_spec *files = &job->plan->files[g->file0];
     const mq_record_spec *r = &files[it->file].records[it->record];
@@ -310,7 +341,10 @@ mq_status mq_convert_work(mq_convert_worker *w, mq_convert_piece *pieces, mq_rou
         mq_scheme scheme;
         int group;
         MQ_TRY(mq_convert_record(&scheme, &group, NULL, job, r, err));
-        MQ_TRY(work_expert(w, pieces, stats, read_bytes, job, files, it, scheme, group, err));
+        if (ready && scheme == MQ_SCHEME_INT4 && r->key.layer == mq_codes_layer(ready->codes))
+            MQ_TRY(work_ready(w, pieces, read_bytes, ready->codes, files, it, group, err));
+        else
+            MQ_TRY(work_expert(w, pieces, stats, read_bytes, job, files, it, scheme, group, err));
     } else {
         MQ_TRY(work_copy(w, pieces, read_bytes, job, files, it, err));
     }

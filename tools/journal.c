@@ -137,6 +137,29 @@ mq_status mq_journal_write_hashed(mq_journal *j, const mq_input *f, mq_err *err)
     return write_line(j, &b, err);
 }
 
+mq_status mq_journal_write_layer(mq_journal *j, const mq_journal_layer *l, mq_err *err)
+{
+    mq_buf b = mq_buf_empty();
+    mq_json_writer w = mq_json_write_begin(&b, 0);
+    mq_json_write_object(&w, NULL);
+    mq_json_write_int(&w, "layer", l->layer);
+    if (l->has_hidden)
+        write_digest(&w, "hidden", l->hidden);
+    else
+        mq_json_write_string(&w, "hidden", "");
+    mq_json_write_array(&w, "loss");
+    if (l->loss.measured) {
+        mq_json_write_int(&w, NULL, l->loss.n_rows);
+        mq_json_write_double(&w, NULL, l->loss.moe_rel_error);
+        mq_json_write_double(&w, NULL, l->loss.moe_cosine);
+        mq_json_write_double(&w, NULL, l->loss.output_rel_error);
+        mq_json_write_double(&w, NULL, l->loss.output_cosine);
+    }
+    mq_json_write_end_array(&w);
+    mq_json_write_end_object(&w);
+    return write_line(j, &b, err);
+}
+
 /* ---- Reading ---- */
 
 static bool read_digest(uint8_t digest[MQ_SHA256_BYTES], const mq_json_node *n)
@@ -190,6 +213,42 @@ static bool read_group(mq_journal_group *g, const mq_json_node *line)
     return g->stats != NULL;
 }
 
+static bool read_layer(mq_journal_layer *l, const mq_json_node *line)
+{
+    memset(l, 0, sizeof *l);
+    const mq_json_node *hidden = mq_json_find(line, "hidden"), *n = mq_json_find(line, "loss");
+    const char *digest = hidden ? mq_json_string(hidden) : NULL;
+    if (!read_int(&l->layer, line, "layer") || !digest || mq_json_type_of(n) != MQ_JSON_ARRAY)
+        return false;
+    l->has_hidden = digest[0] != 0;
+    if (l->has_hidden && !read_digest(l->hidden, hidden))
+        return false;
+    l->loss.measured = mq_json_count(n) > 0;
+    if (!l->loss.measured)
+        return true;
+    double *const to[] = {&l->loss.moe_rel_error, &l->loss.moe_cosine, &l->loss.output_rel_error,
+                          &l->loss.output_cosine};
+    n = mq_json_first(n);
+    bool good = mq_json_int(n, &l->loss.n_rows);
+    for (int i = 0; good && i < 4; i++) {
+        n = mq_json_next(n);
+        good = n && mq_json_double(n, to[i]);
+    }
+    return good && !mq_json_next(n);
+}
+
+static bool take_layer(mq_journal_record *r, const mq_json_node *line)
+{
+    mq_journal_layer l, *grown = realloc(r->layers, (size_t)(r->n_layers + 1) * sizeof *grown);
+    if (!grown)
+        return false;
+    r->layers = grown;
+    if (!read_layer(&l, line))
+        return false;
+    r->layers[r->n_layers++] = l;
+    return true;
+}
+
 /* Take one line after the first; false: not of our form (or no memory, which costs only work). */
 static bool take_line(mq_journal_record *r, const mq_json_node *line)
 {
@@ -203,6 +262,8 @@ static bool take_line(mq_journal_record *r, const mq_json_node *line)
         r->groups[r->n_groups++] = g;
         return true;
     }
+    if (mq_json_find(line, "layer"))
+        return take_layer(r, line);
     const mq_json_node *name = mq_json_find(line, "hashed");
     mq_input f, *grown = realloc(r->hashed, (size_t)(r->n_hashed + 1) * sizeof *grown);
     if (!grown)
@@ -270,5 +331,6 @@ void mq_journal_record_release(mq_journal_record *r)
         free(r->hashed[i].name);
     free(r->groups);
     free(r->hashed);
+    free(r->layers);
     memset(r, 0, sizeof *r);
 }

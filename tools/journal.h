@@ -4,6 +4,7 @@
  *   line 1    {"journal": "mimo-quantize", "version": 1, "recipe": {...}, "source": [{"name", "bytes", "mtime_ns", "head"}...]}
  *   then      {"group": g, "files": [{"name", "bytes", "plain_bytes", "sha256", "content"}...], "stats": [err2, norm2, ...]}
  *             {"hashed": name, "sha256": hex}
+ *             {"layer": l, "hidden": hex or "", "loss": [rows, ...] or []}   calibrated runs, after the layer's group
  *
  * A line cut short by a crash is dropped, with everything after it. */
 #ifndef MQ_TOOLS_JOURNAL_H
@@ -14,6 +15,7 @@
 
 #include "formats/shard_write.h"
 #include "src/json.h"
+#include "tools/convert_account.h"
 #include "tools/source_hash.h"
 
 #define MQ_JOURNAL_NAME ".mimo-quantize.journal"
@@ -27,6 +29,14 @@ typedef struct mq_journal_group {
     int64_t n_stats;
 } mq_journal_group;
 
+/* A layer that calibration has left behind. */
+typedef struct mq_journal_layer {
+    int64_t layer;
+    bool has_hidden; /* the residual stream behind it was saved */
+    uint8_t hidden[MQ_SHA256_BYTES];
+    mq_output_loss loss;
+} mq_journal_layer;
+
 /* What an old journal says. */
 typedef struct mq_journal_record {
     mq_json *head;                   /* line 1; NULL where even that is not whole */
@@ -34,6 +44,8 @@ typedef struct mq_journal_record {
     int64_t n_groups;
     mq_input *hashed;                /* [n_hashed]: name and sha256 */
     int64_t n_hashed;
+    mq_journal_layer *layers;        /* [n_layers] in the order written */
+    int64_t n_layers;
     int64_t good_bytes;              /* up to the end of the last whole line */
 } mq_journal_record;
 
@@ -51,5 +63,6 @@ void mq_journal_close(mq_journal *j); /* accepts NULL */
 
 mq_status mq_journal_write_group(mq_journal *j, const mq_journal_group *g, mq_err *err);
 mq_status mq_journal_write_hashed(mq_journal *j, const mq_input *f, mq_err *err);
+mq_status mq_journal_write_layer(mq_journal *j, const mq_journal_layer *l, mq_err *err);
 
 #endif

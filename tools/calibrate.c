@@ -1,0 +1,365 @@
+/* The order of a calibrated run: text, resume, layers one after the other, what is durable when.
+ *
+ * A layer is left behind in this order: residual stream saved under its own name, shards committed and journalled, the
+ * layer's own line journalled, the residual stream in front of it removed.  Whatever a crash cuts off, the last journalled
+ * layer's stream is whole, and what comes after is done again with the same result. */
+#include "tools/calibrate.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "src/file.h"
+#include "src/tokenizer.h"
+#include "tools/calibrate_state.h"
+
+void mq_hidden_name(char name[MQ_HIDDEN_NAME_BYTES], int layer)
+{
+    snprintf(name, MQ_HIDDEN_NAME_BYTES, MQ_HIDDEN_NAME "-%03d", layer);
+}
+
+mq_status mq_calibration_check_stop(const mq_calibration *c, mq_err *err)
+{
+    if (c->means->hasher && mq_hasher_failed(c->means->hasher))
+        return mq_fail(err, MQ_E_STOPPED, "hashing the checkpoint failed");
+    return mq_cli_check_stop(err);
+}
+
+/* ---- Opening ---- */
+
+static mq_status read_text(mq_calibration *c, mq_err *err)
+{
+    const mq_convert_calib *o = &c->job->opt.calib;
+    int64_t window = mq_calibration_window(c->job);
+    if (window > c->m->max_positions)
+        return mq_fail(err, MQ_E_ARG, "calibration windows of %lld tokens, expected at most %d (max_position_embeddings)",
+                       (long long)window, c->m->max_positions);
+    char *path = mq_path_join(c->job->opt.checkpoint, "tokenizer.json");
+    if (!path)
+        return mq_fail(err, MQ_E_NOMEM, "out of memory");
+    mq_tokenizer *tokenizer = NULL;
+    mq_status st = mq_tokenizer_open(&tokenizer, path, err);
+    if (st == MQ_OK) {
+        int32_t end = mq_tokenizer_find(tokenizer, "<|endoftext|>");
+        st = end < 0 ? mq_fail(err, MQ_E_FORMAT, "%s: no token <|endoftext|>, which ends a document", path)
+                     : mq_corpus_read(&c->corpus, o->files, o->n_files, tokenizer, end, window, o->n_tokens, err);
+    }
+    for (int64_t i = 0; st == MQ_OK && i < c->corpus.n_windows * window; i++)
+        if (c->corpus.ids[i] < 0 || c->corpus.ids[i] >= c->m->vocab)
+            st = mq_fail(err, MQ_E_FORMAT, "%s: token id %d, expected 0 to %d", path, c->corpus.ids[i], c->m->vocab - 1);
+    mq_tokenizer_close(tokenizer);
+    free(path);
+    return st;
+}
+
+mq_status mq_calibration_open(mq_calibration **out, mq_convert_job *job, mq_err *err)
+{
+    *out = NULL;
+    mq_calibration *c = calloc(1, sizeof *c);
+    if (!c)
+        return mq_fail(err, MQ_E_NOMEM, "out of memory");
+    c->job = job;
+    c->m = &job->source->model;
+    for (int l = 0; l < c->m->n_layers; l++)
+        c->last = job->expert_scheme[l] == MQ_SCHEME_INT4 ? l : c->last;
+    mq_status st = read_text(c, err);
+    if (st == MQ_OK) {
+        c->n_rows = c->corpus.n_windows * c->corpus.window;
+        c->span_windows = mq_span_windows(c->corpus.window, c->corpus.n_windows);
+        if (c->n_rows > INT32_MAX / c->m->n_experts_per_tok)
+            st = mq_fail(err, MQ_E_ARG, "%lld calibration tokens, expected at most %d", (long long)c->n_rows,
+                         INT32_MAX / c->m->n_experts_per_tok);
+    }
+    if (st == MQ_OK)
+        st = mq_calibration_fill_recipe(c, err);
+    if (st != MQ_OK) {
+        mq_calibration_close(c);
+        return st;
+    }
+    *out = c;
+    return MQ_OK;
+}
+
+void mq_calibration_close(mq_calibration *c)
+{
+    if (!c)
+        return;
+    mq_hidden_close(c->before);
+    mq_corpus_release(&c->corpus);
+    free(c);
+}
+
+int64_t mq_calibration_rows(const mq_calibration *c)
+{
+    return c->n_rows;
+}
+
+const mq_corpus *mq_calibration_corpus(const mq_calibration *c)
+{
+    return &c->corpus;
+}
+
+/* ---- Groups ---- */
+
+static int64_t group_of(const mq_convert_job *job, int layer)
+{
+    for (int64_t g = 0; g < job->n_groups; g++) {
+        const mq_file_spec *f = &job->plan->files[job->groups[g].file0];
+        if (f->kind == MQ_SHARD_LAYER && f->layer == layer)
+            return g;
+    }
+    return -1;
+}
+
+void mq_calibration_others(const mq_convert_job *job, bool *wanted)
+{
+    for (int64_t g = 0; g < job->n_groups; g++)
+        wanted[g] = !mq_convert_group_is_calibrated(job, g);
+}
+
+/* ---- Resume ---- */
+
+static const mq_journal_layer *find_layer(const mq_journal_record *old, int layer)
+{
+    for (int64_t i = old->n_layers - 1; i >= 0; i--)
+        if (old->layers[i].layer == layer)
+            return &old->layers[i];
+    return NULL;
+}
+
+/* How many layers from the first on have all that they leave behind: shards, account, line. */
+static int layers_behind(const mq_calibration *c, mq_convert_done *done, const mq_journal_record *old)
+{
+    for (int l = 0; l <= c->last; l++) {
+        const mq_journal_layer *line = find_layer(old, l);
+        if (!line)
+            return l;
+        if (c->job->expert_scheme[l] != MQ_SCHEME_INT4)
+            continue;
+        mq_convert_done *d = &done[group_of(c->job, l)];
+        if (!d->is_done || !line->loss.measured)
+            return l;
+        if (!d->account.n_experts && !mq_account_from_stats(&d->account, d->entry.stats, c->m->n_experts))
+            return l;
+        d->account.loss = line->loss;
+    }
+    return c->last + 1;
+}
+
+mq_status mq_calibration_resume(mq_calibration *c, const char **keep, mq_convert_done *done,
+                                const mq_journal_record *old, const mq_calibration_plan *plan, mq_err *err)
+{
+    *keep = NULL;
+    c->first_layer = 0;
+    int n = layers_behind(c, done, old);
+    if (n > c->last) {
+        c->first_layer = n;
+        return MQ_OK;
+    }
+    /* A crash may have left the streams of two layers; an earlier one is gone. */
+    for (int l = n - 1; l >= 0 && l >= n - 2; l--) {
+        const mq_journal_layer *line = find_layer(old, l);
+        mq_err why;
+        mq_hidden_name(c->saved_name, l);
+        mq_status st = line->has_hidden
+                           ? mq_hidden_open(&c->before, c->job->opt.out_dir, c->saved_name, c->n_rows, c->m->hidden,
+                                            line->hidden, plan->in_memory, c->job->opt.n_threads, &why)
+                           : MQ_E_HASH;
+        if (st == MQ_OK) {
+            c->first_layer = l + 1;
+            *keep = c->saved_name;
+            return MQ_OK;
+        }
+        if (st != MQ_E_HASH && st != MQ_E_IO)
+            return mq_fail(err, st, "%s", why.text);
+    }
+    return MQ_OK;
+}
+
+/* ---- Running ---- */
+
+/* A row from each of n_sample equal parts of all rows, drawn by the seed (splitmix64). */
+static mq_status draw_sample(mq_calibration *c, mq_err *err)
+{
+    c->n_sample = c->n_rows < MQ_CALIB_SAMPLE_ROWS ? c->n_rows : MQ_CALIB_SAMPLE_ROWS;
+    c->sample = malloc((size_t)(c->n_sample + 1) * sizeof *c->sample);
+    if (!c->sample)
+        return mq_fail(err, MQ_E_NOMEM, "out of memory");
+    uint64_t state = c->job->opt.seed;
+    for (int64_t i = 0; i < c->n_sample; i++) {
+        uint64_t z = state += 0x9e3779b97f4a7c15u;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+        z ^= z >> 31;
+        int64_t from = i * c->n_rows / c->n_sample, to = (i + 1) * c->n_rows / c->n_sample;
+        c->sample[i] = (int32_t)(from + (int64_t)(z % (uint64_t)(to - from)));
+    }
+    return MQ_OK;
+}
+
+static mq_status open_model(mq_calibration *c, mq_err *err)
+{
+    int n_threads = c->job->opt.n_threads;
+    int64_t window = c->corpus.window, span = mq_span_rows(c, 0);
+    int64_t block = span < MQ_CALIB_BLOCK_ROWS ? span : MQ_CALIB_BLOCK_ROWS;
+    mq_store_options o = {.n_ranks = 1, .n_threads = n_threads};
+    void *p;
+    c->k = mq_kernels_find("cpu");
+    MQ_TRY(c->k->dev_open(&c->dev, 0, n_threads, NULL, err));
+    MQ_TRY(mq_store_open(&c->store, c->job->opt.checkpoint, &o, err));
+    MQ_TRY(mq_forward_create(&c->forward, c->k, c->dev, c->store, block, span, err));
+    MQ_TRY(mq_cache_create_scratch(&c->cache, c->k, c->dev, c->m, 1, window, window < block ? window : block, err));
+    MQ_TRY(c->k->alloc(c->dev, &p, span * c->m->hidden * (int64_t)sizeof(float), err));
+    c->x = p;
+    MQ_TRY(c->k->alloc(c->dev, &p, (int64_t)c->m->hidden * c->m->hidden * (int64_t)sizeof(float), err));
+    c->layer_gram = p;
+    return MQ_OK;
+}
+
+static mq_status open_rows(mq_calibration *c, mq_err *err)
+{
+    size_t picks = (size_t)(c->n_rows * c->m->n_experts_per_tok);
+    mq_codes_shape shape = {.n_experts = c->m->n_experts, .hidden = c->m->hidden, .width = c->m->moe_intermediate};
+    c->route_ids = malloc(picks * sizeof *c->route_ids);
+    c->route_coef = malloc(picks * sizeof *c->route_coef);
+    c->routes.rows = malloc(picks * sizeof *c->routes.rows);
+    c->routes.coef = malloc(picks * sizeof *c->routes.coef);
+    c->routes.first = malloc((size_t)(c->m->n_experts + 1) * sizeof *c->routes.first);
+    if (!c->route_ids || !c->route_coef || !c->routes.rows || !c->routes.coef || !c->routes.first)
+        return mq_fail(err, MQ_E_NOMEM, "routes of %lld tokens: out of memory", (long long)c->n_rows);
+    MQ_TRY(draw_sample(c, err));
+    MQ_TRY(mq_codes_create(&c->codes, c->job->opt.out_dir, &shape, err));
+    return mq_expert_benches_open(c, err);
+}
+
+static void close_all(mq_calibration *c)
+{
+    mq_expert_benches_close(c);
+    mq_codes_close(c->codes);
+    mq_hidden_close(c->before);
+    mq_hidden_close(c->mid);
+    mq_account_release(&c->account);
+    mq_forward_free(c->forward);
+    mq_cache_free(c->cache);
+    mq_store_close(c->store);
+    if (c->x)
+        c->k->release(c->dev, c->x);
+    if (c->layer_gram)
+        c->k->release(c->dev, c->layer_gram);
+    if (c->dev)
+        c->k->dev_close(c->dev);
+    free(c->route_ids);
+    free(c->route_coef);
+    free(c->routes.rows);
+    free(c->routes.coef);
+    free(c->routes.first);
+    free(c->sample);
+    c->before = c->mid = NULL;
+    mq_progress_free(c->progress);
+}
+
+/* What the attention half of an MoE layer leaves, to codes and, where a layer follows, to the stream behind the layer. */
+static mq_status do_moe(mq_calibration *c, mq_err *err)
+{
+    mq_layer_weights w;
+    MQ_TRY(mq_store_layer(c->store, &w, c->layer, 0, err));
+    c->post_norm = w.post_norm;
+    if (c->job->expert_scheme[c->layer] == MQ_SCHEME_INT4) {
+        MQ_TRY(mq_calibrate_experts(c, err));
+        MQ_TRY(mq_calibrate_loss(c, err));
+    } else {
+        MQ_TRY(mq_reorder_experts(c, err));
+    }
+    return c->layer < c->last ? mq_calibrate_mlp(c, err) : MQ_OK;
+}
+
+static mq_status write_shards(mq_calibration *c, int64_t group, mq_convert_done *done, int64_t *n_weights, mq_err *err)
+{
+    bool *wanted = calloc((size_t)c->job->n_groups, sizeof *wanted);
+    if (!wanted)
+        return mq_fail(err, MQ_E_NOMEM, "out of memory");
+    wanted[group] = true;
+    mq_convert_ready ready = {c->codes, &c->account};
+    mq_convert_means means = *c->means;
+    means.progress = NULL; /* counts bytes, ours counts rows */
+    mq_status st = mq_convert_run(done, n_weights, c->job, wanted, &ready, &means, err);
+    free(wanted);
+    mq_progress_add(c->progress, c->n_rows);
+    return st;
+}
+
+static mq_status remove_hidden(const mq_calibration *c, int layer, mq_err *err)
+{
+    char name[MQ_HIDDEN_NAME_BYTES];
+    mq_hidden_name(name, layer);
+    char *path = mq_path_join(c->job->opt.out_dir, name);
+    if (!path)
+        return mq_fail(err, MQ_E_NOMEM, "out of memory");
+    mq_status st = MQ_OK;
+    if (unlink(path) != 0 && errno != ENOENT)
+        st = mq_fail(err, MQ_E_IO, "%s: remove: %s", path, strerror(errno));
+    free(path);
+    return st;
+}
+
+static mq_status do_layer(mq_calibration *c, mq_convert_done *done, int64_t *n_weights, mq_err *err)
+{
+    char name[MQ_HIDDEN_NAME_BYTES];
+    mq_journal_layer line = {.layer = c->layer, .has_hidden = c->layer < c->last};
+    bool is_moe = c->m->is_moe[c->layer], calibrated = c->job->expert_scheme[c->layer] == MQ_SCHEME_INT4;
+    mq_hidden_name(name, c->layer);
+    MQ_TRY(mq_hidden_create(&c->mid, c->job->opt.out_dir, name, c->n_rows, c->m->hidden, c->plan->in_memory, err));
+    MQ_TRY(mq_calibrate_attention(c, err));
+    mq_hidden_close(c->before);
+    c->before = NULL;
+    if (is_moe)
+        MQ_TRY(do_moe(c, err));
+    if (line.has_hidden)
+        MQ_TRY(mq_hidden_save(c->mid, line.hidden, c->job->opt.n_threads, err));
+    if (calibrated) {
+        int64_t group = group_of(c->job, c->layer);
+        MQ_TRY(write_shards(c, group, done, n_weights, err));
+        line.loss = c->account.loss;
+        mq_account_release(&done[group].account);
+        done[group].account = c->account;
+        memset(&c->account, 0, sizeof c->account);
+    }
+    MQ_TRY(mq_journal_write_layer(c->means->journal, &line, err));
+    c->before = c->mid;
+    c->mid = NULL;
+    return c->layer > 0 ? remove_hidden(c, c->layer - 1, err) : MQ_OK;
+}
+
+/* Progress counts rows, weighed by what is done with them. */
+static int64_t work_of(const mq_calibration *c)
+{
+    int64_t total = 0;
+    for (int l = c->first_layer; l <= c->last; l++) {
+        bool calibrated = c->job->expert_scheme[l] == MQ_SCHEME_INT4;
+        total += c->n_rows;
+        total += c->m->is_moe[l] ? 10 * c->n_rows / c->m->n_experts * c->m->n_experts : 0;
+        total += c->m->is_moe[l] && l < c->last ? 4 * c->n_rows : 0;
+        total += calibrated ? c->n_rows : 0;
+    }
+    return total;
+}
+
+mq_status mq_calibration_run(mq_calibration *c, mq_convert_done *done, int64_t *n_weights,
+                             const mq_calibration_plan *plan, const mq_convert_means *means, const mq_cli *cli,
+                             mq_err *err)
+{
+    if (c->first_layer > c->last)
+        return MQ_OK;
+    c->plan = plan;
+    c->means = means;
+    mq_status st = mq_progress_create(&c->progress, cli, "calibrating", work_of(c), "", err);
+    if (st == MQ_OK)
+        st = open_model(c, err);
+    if (st == MQ_OK)
+        st = open_rows(c, err);
+    for (c->layer = c->first_layer; st == MQ_OK && c->layer <= c->last; c->layer++)
+        st = do_layer(c, done, n_weights, err);
+    close_all(c);
+    return st;
+}

@@ -1,0 +1,139 @@
+/* The halves of a layer for all calibration tokens, span by span, and what the layer's output lost.
+ *
+ * The spans are part of the result: rows that meet in one call share blocks of matrix products.  With the same spans, a forward
+ * pass over the finished model gives the same residual stream, bit for bit. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tools/calibrate_state.h"
+
+/* The residual stream of a span in front of the layer. */
+static mq_status load_span(mq_calibration *c, int64_t row0, int64_t n, mq_err *err)
+{
+    if (c->before)
+        return mq_hidden_read(c->before, c->x, row0, n, err);
+    return mq_forward_embed(c->forward, c->x, c->corpus.ids + row0, n, err);
+}
+
+mq_status mq_calibrate_attention(mq_calibration *c, mq_err *err)
+{
+    int64_t window = c->corpus.window;
+    int topk = c->m->n_experts_per_tok;
+    bool is_moe = c->m->is_moe[c->layer], routed = is_moe && c->job->expert_scheme[c->layer] == MQ_SCHEME_INT4;
+    for (int64_t w = 0; w < c->corpus.n_windows; w += c->span_windows) {
+        int64_t n = mq_span_rows(c, w), row0 = w * window;
+        MQ_TRY(mq_calibration_check_stop(c, err));
+        MQ_TRY(load_span(c, row0, n, err));
+        MQ_TRY(mq_forward_attention_windows(c->forward, MQ_FORWARD_BATCH, c->layer, c->x, n / window, window, c->cache,
+                                            NULL, err));
+        if (!is_moe)
+            MQ_TRY(mq_forward_mlp(c->forward, MQ_FORWARD_BATCH, c->layer, c->x, n, NULL, NULL, err));
+        if (routed)
+            MQ_TRY(mq_forward_route(c->forward, MQ_FORWARD_BATCH, c->layer, c->route_ids + row0 * topk,
+                                    c->route_coef + row0 * topk, c->x, n, err));
+        MQ_TRY(c->k->dev_sync(c->dev, err));
+        MQ_TRY(mq_hidden_write(c->mid, c->x, row0, n, err));
+        mq_progress_add(c->progress, n);
+    }
+    return MQ_OK;
+}
+
+mq_status mq_calibrate_mlp(mq_calibration *c, mq_err *err)
+{
+    mq_status st = MQ_OK;
+    mq_store_set_experts(c->store, mq_codes_lend, c->codes);
+    for (int64_t w = 0; st == MQ_OK && w < c->corpus.n_windows; w += c->span_windows) {
+        int64_t n = mq_span_rows(c, w), row0 = w * c->corpus.window;
+        st = mq_calibration_check_stop(c, err);
+        if (st == MQ_OK)
+            st = mq_hidden_read(c->mid, c->x, row0, n, err);
+        if (st == MQ_OK)
+            st = mq_forward_mlp(c->forward, MQ_FORWARD_BATCH, c->layer, c->x, n, NULL, NULL, err);
+        if (st == MQ_OK)
+            st = c->k->dev_sync(c->dev, err);
+        if (st == MQ_OK)
+            st = mq_hidden_write(c->mid, c->x, row0, n, err);
+        mq_progress_add(c->progress, 4 * n);
+    }
+    mq_store_set_experts(c->store, NULL, NULL);
+    return st;
+}
+
+/* ---- Loss ---- */
+
+/* Sums over pairs (q, s): what rel_error and cosine are made of. */
+typedef struct pair_sums {
+    double diff2, q2, s2, qs;
+} pair_sums;
+
+static void add_pair(pair_sums *p, double q, double s)
+{
+    p->diff2 += (q - s) * (q - s);
+    p->q2 += q * q;
+    p->s2 += s * s;
+    p->qs += q * s;
+}
+
+static double rel_error(const pair_sums *p)
+{
+    return p->s2 > 0 ? sqrt(p->diff2 / p->s2) : 0.0;
+}
+
+static double cosine(const pair_sums *p)
+{
+    double norms = sqrt(p->q2) * sqrt(p->s2);
+    return norms > 0 ? p->qs / norms : 1.0;
+}
+
+static void compare(mq_output_loss *loss, const float *in, const float *q, const float *s, int64_t n_rows, int64_t cols)
+{
+    pair_sums moe = {0, 0, 0, 0}, out = {0, 0, 0, 0};
+    for (int64_t i = 0; i < n_rows * cols; i++) {
+        add_pair(&moe, (double)q[i] - (double)in[i], (double)s[i] - (double)in[i]);
+        add_pair(&out, (double)q[i], (double)s[i]);
+    }
+    *loss = (mq_output_loss){.measured = true,
+                             .n_rows = n_rows,
+                             .moe_rel_error = rel_error(&moe),
+                             .moe_cosine = cosine(&moe),
+                             .output_rel_error = rel_error(&out),
+                             .output_cosine = cosine(&out)};
+}
+
+/* Rows spread evenly over all windows, through codes and through the source's experts. */
+static mq_status measure(mq_calibration *c, float *in, float *q, float *s, int64_t n, mq_err *err)
+{
+    for (int64_t i = 0; i < n; i++) {
+        int32_t row = (int32_t)((2 * i + 1) * c->n_rows / (2 * n));
+        MQ_TRY(mq_hidden_gather(c->mid, in + i * c->m->hidden, &row, 1, err));
+    }
+    size_t bytes = (size_t)(n * c->m->hidden) * sizeof *in;
+    memcpy(q, in, bytes);
+    memcpy(s, in, bytes);
+    mq_store_set_experts(c->store, mq_codes_lend, c->codes);
+    mq_status st = mq_forward_mlp(c->forward, MQ_FORWARD_BATCH, c->layer, q, n, NULL, NULL, err);
+    mq_store_set_experts(c->store, NULL, NULL);
+    if (st == MQ_OK)
+        st = mq_forward_mlp(c->forward, MQ_FORWARD_BATCH, c->layer, s, n, NULL, NULL, err);
+    if (st == MQ_OK)
+        st = c->k->dev_sync(c->dev, err);
+    if (st == MQ_OK)
+        compare(&c->account.loss, in, q, s, n, c->m->hidden);
+    return st;
+}
+
+mq_status mq_calibrate_loss(mq_calibration *c, mq_err *err)
+{
+    int64_t n = c->n_rows < MQ_CALIB_REPORT_ROWS ? c->n_rows : MQ_CALIB_REPORT_ROWS;
+    void *rows[3] = {NULL, NULL, NULL};
+    mq_status st = MQ_OK;
+    for (int i = 0; st == MQ_OK && i < 3; i++)
+        st = c->k->alloc(c->dev, &rows[i], n * c->m->hidden * (int64_t)sizeof(float), err);
+    if (st == MQ_OK)
+        st = measure(c, rows[0], rows[1], rows[2], n, err);
+    for (int i = 0; i < 3; i++)
+        if (rows[i])
+            c->k->release(c->dev, rows[i]);
+    return st;
+}

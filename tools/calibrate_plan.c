@@ -1,0 +1,104 @@
+/* How large the pieces of a calibration are, and what fits into a budget.
+ *
+ * Everything comes from geometry and headers, so that --dry-run can say it.  Only two things give way to a small budget: the residual
+ * stream goes to scratch files, and fewer experts are worked on at a time.  Spans and blocks keep their sizes: they are
+ * part of the result. */
+#include <unistd.h>
+
+#include "src/units.h"
+#include "tools/calibrate_state.h"
+
+enum { DEFAULT_WINDOW = 2048, HASH_BLOCK = 4 << 20, WEIGHT_ROWS = 128, SMALL_THINGS = 16 << 20 };
+
+static int64_t min2(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static int64_t max2(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+int64_t mq_calibration_window(const mq_convert_job *job)
+{
+    const mq_model *m = &job->source->model;
+    return job->opt.calib.window > 0 ? job->opt.calib.window : min2(DEFAULT_WINDOW, m->max_positions);
+}
+
+int64_t mq_span_windows(int64_t window, int64_t n_windows)
+{
+    return min2(max2(MQ_CALIB_SPAN_ROWS / window, 1), n_windows);
+}
+
+/* Columns of the widest input of a linear: a product widens blocks of its rows. */
+static int64_t widest(const mq_model *m)
+{
+    int64_t heads = max2((int64_t)m->full.n_heads * m->full.v_head_dim, (int64_t)m->swa.n_heads * m->swa.v_head_dim);
+    return max2(max2(m->hidden, m->intermediate), max2(heads, m->moe_intermediate));
+}
+
+static mq_codes_shape codes_shape(const mq_model *m)
+{
+    return (mq_codes_shape){.n_experts = m->n_experts, .hidden = m->hidden, .width = m->moe_intermediate};
+}
+
+/* One expert's bench with its device. */
+static int64_t bench_bytes(const mq_convert_job *job)
+{
+    const mq_model *m = &job->source->model;
+    int64_t cols = max2(m->hidden, m->moe_intermediate);
+    int64_t device = 5 * (WEIGHT_ROWS + MQ_CALIB_BLOCK_ROWS) * cols + (4 << 20); /* workspaces: F32 and a quarter more */
+    return device + mq_expert_bench_bytes(job) +
+           mq_calib_worker_bytes(m->hidden, m->moe_intermediate, job->opt.group, MQ_CALIB_BLOCK_ROWS);
+}
+
+/* What is there once, whatever the number of workers; without the residual stream. */
+static int64_t common_bytes(const mq_convert_job *job, int64_t n_rows, int64_t window, int n_threads)
+{
+    const mq_model *m = &job->source->model;
+    mq_codes_shape shape = codes_shape(m);
+    int64_t span = mq_span_windows(window, n_rows / window) * window, block = min2(MQ_CALIB_BLOCK_ROWS, span);
+    int64_t total = mq_forward_workspace_bytes(m, 1, block, span);
+    total += mq_cache_scratch_bytes(m, 1, window, min2(window, block));
+    total += 4 * span * m->hidden;                                        /* x */
+    total += 4 * n_rows + 16 * n_rows * m->n_experts_per_tok;             /* ids, routes as they come and sorted */
+    total += 4 * (int64_t)m->hidden * m->hidden;                          /* the layer's moment */
+    total += 3 * 4 * min2(MQ_CALIB_REPORT_ROWS, n_rows) * m->hidden;      /* a layer's loss */
+    total += mq_codes_gate_up_bytes(&shape, job->opt.group) + mq_codes_down_bytes(&shape, job->opt.group);
+    total += n_threads * (5 * WEIGHT_ROWS * widest(m) + HASH_BLOCK) + 5 * block * widest(m);
+    return total + SMALL_THINGS;
+}
+
+static int64_t machine_half(void)
+{
+    return (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE) / 2;
+}
+
+mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job *job, int64_t n_rows, int64_t window,
+                                  int n_threads, int64_t budget, int64_t fixed_bytes, mq_err *err)
+{
+    const mq_model *m = &job->source->model;
+    int64_t resident, streaming, before = mq_cli_peak_host_bytes();
+    MQ_TRY(mq_store_plan_bytes(&resident, &streaming, job->opt.checkpoint, err));
+    int64_t headers = mq_cli_peak_host_bytes() - before; /* the store reads the checkpoint's headers for itself */
+    int64_t stream = 4 * n_rows * m->hidden, each = bench_bytes(job);
+    int64_t common = fixed_bytes + headers + streaming + common_bytes(job, n_rows, window, n_threads);
+    mq_codes_shape shape = codes_shape(m);
+
+    budget = budget > 0 ? budget : machine_half();
+    *out = (mq_calibration_plan){.n_rows = n_rows};
+    out->in_memory = 2 * stream <= budget / 2 && common + 2 * stream + each <= budget;
+    int64_t without = common + (out->in_memory ? 2 * stream : 0);
+    if (without + each > budget) {
+        char asked[32], needed[32];
+        mq_cli_bytes_text(asked, budget);
+        mq_cli_bytes_text(needed, without + each);
+        return mq_fail(err, MQ_E_NOMEM, "a memory budget of %s: calibrating this model needs %s", asked, needed);
+    }
+    out->n_workers = (int)min2(min2(n_threads, m->n_experts), (budget - without) / each);
+    out->peak_bytes = without + out->n_workers * each;
+    out->scratch_bytes = 2 * stream + max2(mq_codes_bytes(&shape, job->opt.group),
+                                           job->n_mxfp4_layers ? mq_codes_bytes(&shape, MQ_GROUP_MXFP4) : 0);
+    return MQ_OK;
+}

@@ -1,0 +1,96 @@
+/* What the files of calibration share; private to calibrate.c, calibrate_layer.c, calibrate_experts.c and calibrate_plan.c. */
+#ifndef MQ_TOOLS_CALIBRATE_STATE_H
+#define MQ_TOOLS_CALIBRATE_STATE_H
+
+#include "calib/hidden.h"
+#include "runtime/forward.h"
+#include "tools/calibrate.h"
+
+enum { MQ_HIDDEN_NAME_BYTES = 32 };
+
+/* The tokens of one layer, grouped by expert: rows ascending within each. */
+typedef struct mq_routes {
+    int64_t *first; /* [n_experts + 1] */
+    int32_t *rows;  /* [n_rows * topk] */
+    float *coef;    /* [n_rows * topk] */
+} mq_routes;
+
+/* One expert at a time on one thread. */
+typedef struct mq_expert_bench {
+    mq_dev *dev;
+    mq_calib_worker *worker;
+    uint8_t *data, *scale;   /* stored bytes of gate, up and down */
+    uint8_t *gate_up, *down; /* its units */
+    mq_err failure;
+} mq_expert_bench;
+
+struct mq_calibration {
+    mq_convert_job *job;
+    const mq_model *m;
+    mq_corpus corpus;
+    int64_t n_rows, span_windows;
+    int last; /* the last layer with calibrated experts: what follows need not be run */
+
+    /* From the journal. */
+    int first_layer; /* to be done */
+    bool has_saved;
+    uint8_t saved_digest[MQ_SHA256_BYTES];
+    char saved_name[MQ_HIDDEN_NAME_BYTES];
+
+    /* While running. */
+    const mq_calibration_plan *plan;
+    const mq_convert_means *means;
+    const mq_kernels *k;
+    mq_dev *dev;
+    mq_store *store;
+    mq_forward *forward;
+    mq_cache *cache;
+    float *x; /* [span rows, hidden]; dev's memory, which is the host's here */
+    mq_hidden *before; /* residual stream in front of the layer; NULL: the embedding */
+    mq_hidden *mid;    /* between its halves, and then behind it */
+    int32_t *route_ids; /* [n_rows, topk] */
+    float *route_coef;
+    mq_routes routes;
+    mq_codes *codes;
+    float *layer_gram; /* [hidden, hidden] lower triangle */
+    int32_t *sample;   /* [n_sample] rows for cold experts, ascending */
+    int64_t n_sample;
+    mq_expert_bench *benches; /* [plan->n_workers] */
+    const float *post_norm;   /* of the layer being done, lent by the store */
+    int layer;
+    mq_convert_account account; /* of the layer being done */
+    mq_progress *progress;
+};
+
+static inline int64_t mq_span_rows(const mq_calibration *c, int64_t window0)
+{
+    int64_t left = c->corpus.n_windows - window0;
+    return (left < c->span_windows ? left : c->span_windows) * c->corpus.window;
+}
+
+/* Complete the job's recipe from options, text and machine. */
+mq_status mq_calibration_fill_recipe(mq_calibration *c, mq_err *err);
+
+void mq_hidden_name(char name[MQ_HIDDEN_NAME_BYTES], int layer);
+int64_t mq_span_windows(int64_t window, int64_t n_windows);
+
+/* Has a signal come, or the hashing of the checkpoint failed? */
+mq_status mq_calibration_check_stop(const mq_calibration *c, mq_err *err);
+
+/* Memory of one bench, beyond its device's own. */
+int64_t mq_expert_bench_bytes(const mq_convert_job *job);
+mq_status mq_expert_benches_open(mq_calibration *c, mq_err *err);
+void mq_expert_benches_close(mq_calibration *c);
+
+/* Codes of all experts of c->layer into c->codes, and with INT4 its account; c->mid and the routes are there. */
+mq_status mq_calibrate_experts(mq_calibration *c, mq_err *err);
+/* Experts that stay MXFP4: their units into c->codes, so that the forward pass computes what the packed model will. */
+mq_status mq_reorder_experts(mq_calibration *c, mq_err *err);
+
+/* The halves of c->layer for all rows. */
+mq_status mq_calibrate_attention(mq_calibration *c, mq_err *err);
+mq_status mq_calibrate_mlp(mq_calibration *c, mq_err *err);
+/* Fills c->account.loss; c->mid holds what enters the MoE. */
+mq_status mq_calibrate_loss(mq_calibration *c, mq_err *err);
+
+#endif
