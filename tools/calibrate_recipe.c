@@ -49,10 +49,14 @@ static void recipe_text(char out[256], const mq_calib_recipe *r)
     text_out t = {out, sizeof((mq_recipe_calib *)0)->options};
     out[0] = '\0';
     put_int(&t, "weight", r->weight_power);
+    put_switch(&t, "weighted-search", r->weighted_search);
     put_switch(&t, "act-order", r->act_order);
     put_switch(&t, "refit", r->refit);
+    put_int(&t, "rounds", r->rounds);
+    put_int(&t, "descent", r->descent);
     put_switch(&t, "shrink", r->shrink);
     put_switch(&t, "quantized-h", r->quantized_h);
+    put_switch(&t, "down-target", r->down_target);
     put_float(&t, "kappa", r->kappa);
     put_float(&t, "damp", r->damp);
     put_float(&t, "damp-few", r->damp_few);

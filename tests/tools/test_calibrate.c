@@ -1,0 +1,370 @@
+/* Calibrated conversions: the residual stream that calibration saves is, bit for bit, that of a forward pass over the finished model;
+ * the same bytes whatever the threads, the memory and the restarts; every status that calibrate.h promises. */
+#include "tools/calibrate.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "calib/hidden.h"
+#include "runtime/forward.h"
+#include "src/file.h"
+#include "src/tokenizer.h"
+#include "tests/harness.h"
+#include "tests/maker/maker.h"
+#include "tools/compare.h"
+
+static const mq_cli quiet_cli = {.tool = "test_calibrate", .usage = "", .summary = "", .quiet = true};
+
+enum { WINDOW = 128, WINDOWS = 12 };
+
+static char *in_dir(const char *dir, const char *name)
+{
+    char *path = mq_path_join(dir, name);
+    ck_assert_ptr_nonnull(path);
+    return path;
+}
+
+static const mq_corpus_file *text(void)
+{
+    static mq_corpus_file file = {NULL, 1.0};
+    if (!file.path)
+        file.path = mq_test_path("tests/data/text/eval.txt");
+    return &file;
+}
+
+static mq_convert_options options(const char *checkpoint, const char *out_dir)
+{
+    mq_convert_options o = {.checkpoint = checkpoint, .out_dir = out_dir, .group = 64, .n_threads = 2};
+    o.calib = (mq_convert_calib){.files = text(), .n_files = 1, .n_tokens = WINDOW * WINDOWS, .window = WINDOW};
+    o.calib.recipe = mq_calib_recipe_default(MQ_CALIB_GPTQ, 64);
+    return o;
+}
+
+/* One hash of all names and contents of a folder (dflash/ left out). */
+static void folder_digest(uint8_t digest[MQ_SHA256_BYTES], const char *dir)
+{
+    mq_err err;
+    mq_sha256 *sha;
+    char **names;
+    int64_t n;
+    mq_assert_ok(mq_sha256_create(&sha, &err), &err);
+    mq_assert_ok(mq_dir_list(&names, &n, dir, &err), &err);
+    for (int64_t i = 0; i < n; i++) {
+        char *path = in_dir(dir, names[i]);
+        mq_buf bytes = mq_buf_empty();
+        mq_sha256_update(sha, names[i], (int64_t)strlen(names[i]));
+        if (!mq_path_is_dir(path)) {
+            mq_assert_ok(mq_file_load(&bytes, path, 1 << 30, &err), &err);
+            mq_sha256_update(sha, bytes.data, bytes.n_bytes);
+        }
+        mq_buf_release(&bytes);
+        free(path);
+    }
+    mq_dir_list_free(names, n);
+    mq_sha256_finish(sha, digest);
+    mq_sha256_free(sha);
+}
+
+static void convert(mq_convert_result *r, const mq_convert_options *o)
+{
+    mq_err err;
+    mq_assert_ok(mq_convert(r, o, &quiet_cli, &err), &err);
+}
+
+/* Sound, the source's bytes where nothing was quantized, and no trace of scratch. */
+static void check_model(const char *checkpoint, const char *dir)
+{
+    mq_err err;
+    mq_packed *packed;
+    mq_source *source;
+    mq_comparison c;
+    mq_assert_ok(mq_packed_open(&packed, dir, &err), &err);
+    mq_assert_ok(mq_packed_verify(packed, 2, 256 << 20, NULL, NULL, &err), &err);
+    mq_assert_ok(mq_source_open(&source, checkpoint, &err), &err);
+    mq_assert_ok(mq_compare_weights(&c, source, packed, 2, INT64_MAX, NULL, NULL, NULL, &err), &err);
+    ck_assert_msg(c.n_different == 0, "%s", c.first_difference);
+    mq_comparison_release(&c);
+    mq_source_close(source);
+    mq_packed_close(packed);
+}
+
+/* ---- The invariant ---- */
+
+/* A thread that gives the journal a second name as soon as it is there: the run removes the first at its end. */
+typedef struct keeper {
+    char *from, *to;
+    volatile bool stop;
+} keeper;
+
+static void *keep_journal(void *ctx)
+{
+    keeper *k = ctx;
+    while (!k->stop && link(k->from, k->to) != 0)
+        usleep(200);
+    return NULL;
+}
+
+static int32_t *ids_of(const char *checkpoint)
+{
+    mq_err err;
+    mq_tokenizer *tokenizer;
+    mq_corpus corpus;
+    char *path = in_dir(checkpoint, "tokenizer.json");
+    mq_assert_ok(mq_tokenizer_open(&tokenizer, path, &err), &err);
+    mq_assert_ok(mq_corpus_read(&corpus, text(), 1, tokenizer, mq_tokenizer_find(tokenizer, "<|endoftext|>"), WINDOW,
+                                WINDOW * WINDOWS, &err),
+                 &err);
+    ck_assert_int_eq(corpus.n_windows, WINDOWS);
+    int32_t *ids = corpus.ids;
+    corpus.ids = NULL;
+    mq_corpus_release(&corpus);
+    mq_tokenizer_close(tokenizer);
+    free(path);
+    return ids;
+}
+
+/* Compare the digests in the journal kept in keep_dir with the streams of a plain forward pass over the packed model. */
+static int compare_streams(const char *checkpoint, const char *packed, const char *keep_dir)
+{
+    mq_err err;
+    mq_journal_record journal;
+    mq_assert_ok(mq_journal_read(&journal, keep_dir, &err), &err);
+    const mq_kernels *k = mq_kernels_find("cpu");
+    mq_dev *dev;
+    mq_store *store;
+    mq_forward *f;
+    mq_cache *cache;
+    mq_assert_ok(k->dev_open(&dev, 0, 2, NULL, &err), &err);
+    mq_assert_ok(mq_store_open(&store, packed, &(mq_store_options){.n_ranks = 1, .n_threads = 2, .check = true}, &err),
+                 &err);
+    const mq_model *m = mq_store_model(store);
+    enum { ROWS = WINDOW * WINDOWS };
+    mq_assert_ok(mq_forward_create(&f, k, dev, store, ROWS, ROWS, &err), &err);
+    mq_assert_ok(mq_cache_create_scratch(&cache, k, dev, m, 1, WINDOW, WINDOW, &err), &err);
+    float *x = malloc((size_t)(ROWS * m->hidden) * sizeof *x);
+    int32_t *ids = ids_of(checkpoint);
+    mq_assert_ok(mq_forward_embed(f, x, ids, ROWS, &err), &err);
+    int n_compared = 0;
+    for (int l = 0; l < m->n_layers; l++) {
+        mq_assert_ok(mq_forward_attention_windows(f, MQ_FORWARD_BATCH, l, x, WINDOWS, WINDOW, cache, NULL, &err), &err);
+        mq_assert_ok(mq_forward_mlp(f, MQ_FORWARD_BATCH, l, x, ROWS, NULL, NULL, &err), &err);
+        uint8_t digest[MQ_SHA256_BYTES];
+        mq_hidden *h;
+        mq_assert_ok(mq_hidden_create(&h, keep_dir, "mine", ROWS, m->hidden, true, &err), &err);
+        mq_assert_ok(mq_hidden_write(h, x, 0, ROWS, &err), &err);
+        mq_assert_ok(mq_hidden_save(h, digest, 1, &err), &err);
+        mq_hidden_close(h);
+        for (int64_t i = 0; i < journal.n_layers; i++)
+            if (journal.layers[i].layer == l && journal.layers[i].has_hidden) {
+                ck_assert_msg(memcmp(journal.layers[i].hidden, digest, sizeof digest) == 0, "layer %d", l);
+                n_compared++;
+            }
+    }
+    free(ids);
+    free(x);
+    mq_forward_free(f);
+    mq_cache_free(cache);
+    mq_store_close(store);
+    k->dev_close(dev);
+    mq_journal_record_release(&journal);
+    return n_compared;
+}
+
+static void check_streams(const char *checkpoint, int n_ranks, bool force_int4, int n_layers)
+{
+    const char *dir = mq_test_dir();
+    char *out = in_dir(dir, "streams"), *kept = in_dir(dir, "kept");
+    mq_err err;
+    mq_assert_ok(mq_dir_create(out, &err), &err);
+    mq_assert_ok(mq_dir_create(kept, &err), &err);
+    keeper keep = {in_dir(out, MQ_JOURNAL_NAME), in_dir(kept, MQ_JOURNAL_NAME), false};
+    unlink(keep.to);
+    pthread_t thread;
+    ck_assert_int_eq(pthread_create(&thread, NULL, keep_journal, &keep), 0);
+    mq_convert_options o = options(checkpoint, out);
+    mq_convert_result r;
+    o.overwrite = true;
+    o.n_ranks = n_ranks;
+    o.force_int4 = force_int4;
+    convert(&r, &o);
+    keep.stop = true;
+    pthread_join(thread, NULL);
+    ck_assert_str_eq(r.method, "gptq");
+    check_model(checkpoint, out);
+    ck_assert_int_eq(compare_streams(checkpoint, out, kept), n_layers);
+    free(keep.from);
+    free(keep.to);
+    free(out);
+    free(kept);
+}
+
+START_TEST(saved_streams_are_those_of_the_finished_model)
+{
+    /* One layer more than is compared: behind the last nothing is saved. */
+    check_streams(mq_test_path("tests/data/nano"), 1, false, 5);
+    check_streams(mq_test_path("tests/data/nano-fp8"), 2, false, 5);
+    check_streams(mq_test_path("tests/data/nano-mxfp4"), 1, true, 5);
+}
+END_TEST
+
+START_TEST(the_account_tells_of_every_matrix)
+{
+    char *out = in_dir(mq_test_dir(), "account");
+    mq_convert_options o = options(mq_test_path("tests/data/nano"), out);
+    mq_convert_result r;
+    convert(&r, &o);
+    for (int p = 0; p < MQ_PROJ_COUNT; p++) {
+        ck_assert_double_gt(r.rel_error[p], 0.02);
+        ck_assert_double_lt(r.rel_error[p], 0.3);
+    }
+    mq_err err;
+    mq_manifest m;
+    mq_assert_ok(mq_manifest_load(&m, out, &err), &err);
+    ck_assert_str_eq(m.recipe.method, "gptq");
+    ck_assert(m.recipe.calib.present);
+    ck_assert_int_eq(m.recipe.calib.tokens, WINDOW * WINDOWS);
+    ck_assert_int_eq(m.recipe.calib.window, WINDOW);
+    ck_assert(strstr(m.recipe.calib.options, "act-order=on") != NULL);
+    ck_assert(strstr(m.recipe.calib.library, "OpenBLAS") == m.recipe.calib.library);
+    ck_assert_str_ne(m.recipe.isa, "any");
+    mq_manifest_release(&m);
+    free(out);
+}
+END_TEST
+
+/* ---- The same bytes ---- */
+
+START_TEST(threads_and_memory_change_no_byte)
+{
+    const char *dir = mq_test_dir();
+    char *out = in_dir(dir, "same");
+    mq_convert_result r;
+    uint8_t want[MQ_SHA256_BYTES], got[MQ_SHA256_BYTES];
+    for (int i = 0; i < 5; i++) {
+        mq_convert_options o = options(mq_test_path("tests/data/nano-fp8"), out);
+        o.overwrite = true;
+        o.n_threads = i == 4 ? 1 : i + 1;
+        mq_err err;
+        if (i == 4) { /* as little as will do: the error says how much */
+            o.memory_bytes = 1 << 20;
+            mq_assert_fails(mq_convert(&r, &o, &quiet_cli, &err), MQ_E_NOMEM, &err, "this model needs");
+            o.memory_bytes = 600 << 20;
+        }
+        convert(&r, &o);
+        folder_digest(got, out);
+        if (i == 0)
+            memcpy(want, got, sizeof want);
+        ck_assert_msg(memcmp(want, got, sizeof want) == 0, "run %d", i);
+    }
+    free(out);
+}
+END_TEST
+
+/* ---- Interruptions ---- */
+
+/* Run in a child and kill it after us microseconds (0: not); true if it ended by itself. */
+static bool run_child(const mq_convert_options *o, int64_t us)
+{
+    pid_t pid = fork();
+    ck_assert_int_ge(pid, 0);
+    if (pid == 0) {
+        mq_convert_result r;
+        mq_err err;
+        mq_status st = mq_convert(&r, o, &quiet_cli, &err);
+        if (st != MQ_OK)
+            fprintf(stderr, "child: %s\n", err.text);
+        _exit(st != MQ_OK);
+    }
+    usleep((useconds_t)us);
+    if (us)
+        kill(pid, SIGKILL);
+    int status;
+    waitpid(pid, &status, 0);
+    ck_assert_msg(WIFSIGNALED(status) || (WIFEXITED(status) && WEXITSTATUS(status) == 0), "child: %d", status);
+    return WIFEXITED(status);
+}
+
+START_TEST(killed_runs_go_on_to_the_same_bytes)
+{
+    const char *dir = mq_test_dir(), *kills_text = getenv("MQ_KILLS");
+    char *out = in_dir(dir, "killed");
+    uint8_t want[MQ_SHA256_BYTES], got[MQ_SHA256_BYTES];
+    mq_convert_options o = options(mq_test_path("tests/data/nano"), out);
+    o.resume = true;
+    struct timespec a, b;
+    clock_gettime(CLOCK_MONOTONIC, &a);
+    ck_assert(run_child(&o, 0));
+    clock_gettime(CLOCK_MONOTONIC, &b);
+    int64_t took_us = (b.tv_sec - a.tv_sec) * 1000000 + (b.tv_nsec - a.tv_nsec) / 1000;
+    folder_digest(want, out);
+    int kills = kills_text ? atoi(kills_text) : 12, killed = 0;
+    uint64_t seed = 5;
+    o.overwrite = true;
+    o.resume = false;
+    for (int i = 0; i < 4 * kills && killed < kills; i++) {
+        bool ended = run_child(&o, 1 + (int64_t)(mq_test_rand(&seed) % (uint64_t)took_us));
+        killed += !ended;
+        o.overwrite = false;
+        o.resume = true;
+        if (!ended && killed % 4)
+            continue;
+        ck_assert(ended || run_child(&o, 0));
+        folder_digest(got, out);
+        ck_assert_msg(memcmp(want, got, sizeof want) == 0, "after kill %d", killed);
+        o.overwrite = true;
+        o.resume = false;
+    }
+    ck_assert_int_eq(killed, kills);
+    free(out);
+}
+END_TEST
+
+START_TEST(another_recipe_or_text_is_refused)
+{
+    const char *dir = mq_test_dir();
+    char *out = in_dir(dir, "refused"), *small = in_dir(dir, "small.txt");
+    mq_convert_options o = options(mq_test_path("tests/data/nano"), out);
+    mq_convert_result r;
+    mq_err err;
+    mq_assert_ok(mq_file_save(dir, "small.txt", "too little", 10, &err), &err);
+    mq_corpus_file few = {small, 1.0};
+    o.calib.files = &few;
+    mq_assert_fails(mq_convert(&r, &o, &quiet_cli, &err), MQ_E_ARG, &err, "token");
+    o.calib.files = text();
+    o.calib.window = 1 << 20;
+    mq_assert_fails(mq_convert(&r, &o, &quiet_cli, &err), MQ_E_ARG, &err, "max_position_embeddings");
+    ck_assert(!mq_path_exists(out));
+    o.calib.window = WINDOW;
+    convert(&r, &o);
+    o.resume = true;
+    convert(&r, &o);
+    ck_assert(r.already_complete);
+    o.calib.n_tokens -= WINDOW;
+    mq_assert_fails(mq_convert(&r, &o, &quiet_cli, &err), MQ_E_EXISTS, &err, "calibration text was");
+    o.calib.n_tokens += WINDOW;
+    o.calib.recipe.shrink = !o.calib.recipe.shrink;
+    mq_assert_fails(mq_convert(&r, &o, &quiet_cli, &err), MQ_E_EXISTS, &err, "calibration options was");
+    o.calib.n_files = 0;
+    mq_assert_fails(mq_convert(&r, &o, &quiet_cli, &err), MQ_E_EXISTS, &err, "method was gptq, now rtn");
+    free(out);
+    free(small);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("calibrate");
+    TCase *t = tcase_create("calibrate");
+    /* First: a process that has run OpenMP threads cannot fork children that do. */
+    tcase_add_test(t, killed_runs_go_on_to_the_same_bytes);
+    tcase_add_test(t, saved_streams_are_those_of_the_finished_model);
+    tcase_add_test(t, the_account_tells_of_every_matrix);
+    tcase_add_test(t, threads_and_memory_change_no_byte);
+    tcase_add_test(t, another_recipe_or_text_is_refused);
+    suite_add_tcase(s, t);
+    return mq_test_run(s);
+}
