@@ -44,13 +44,17 @@ static mq_codes_shape codes_shape(const mq_model *m)
 }
 
 /* One expert's bench with its device. */
-static int64_t bench_bytes(const mq_convert_job *job)
+static mq_status bench_bytes(int64_t *out, const mq_convert_job *job, mq_err *err)
 {
     const mq_model *m = &job->source->model;
-    int64_t cols = max2(m->hidden, m->moe_intermediate);
-    int64_t device = 5 * (WEIGHT_ROWS + MQ_CALIB_BLOCK_ROWS) * cols + (4 << 20); /* workspaces: F32 and a quarter more */
-    return device + mq_expert_bench_bytes(job) +
+    const mq_kernels *k = mq_kernels_find("cpu");
+    int64_t rows = max2(m->hidden, m->moe_intermediate);
+    mq_dev *dev;
+    MQ_TRY(k->dev_open(&dev, 0, 1, NULL, err));
+    *out = k->calibration_bytes(dev, rows, rows, job->opt.group, MQ_CALIB_BLOCK_ROWS) + mq_expert_bench_bytes(job) +
            mq_calib_worker_bytes(m->hidden, m->moe_intermediate, job->opt.group, MQ_CALIB_BLOCK_ROWS);
+    k->dev_close(dev);
+    return MQ_OK;
 }
 
 /* What is there once, whatever the number of workers; without the residual stream. */
@@ -82,7 +86,8 @@ mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job
     int64_t resident, streaming, before = mq_cli_peak_host_bytes();
     MQ_TRY(mq_store_plan_bytes(&resident, &streaming, job->opt.checkpoint, err));
     int64_t headers = mq_cli_peak_host_bytes() - before; /* the store reads the checkpoint's headers for itself */
-    int64_t stream = 4 * n_rows * m->hidden, each = bench_bytes(job);
+    int64_t stream = 4 * n_rows * m->hidden, each;
+    MQ_TRY(bench_bytes(&each, job, err));
     int64_t common = fixed_bytes + headers + streaming + common_bytes(job, n_rows, window, n_threads);
     mq_codes_shape shape = codes_shape(m);
 

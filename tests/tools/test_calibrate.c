@@ -301,7 +301,7 @@ START_TEST(killed_runs_go_on_to_the_same_bytes)
     clock_gettime(CLOCK_MONOTONIC, &b);
     int64_t took_us = (b.tv_sec - a.tv_sec) * 1000000 + (b.tv_nsec - a.tv_nsec) / 1000;
     folder_digest(want, out);
-    int kills = kills_text ? atoi(kills_text) : 12, killed = 0;
+    int kills = kills_text ? atoi(kills_text) : 6, killed = 0;
     uint64_t seed = 5;
     o.overwrite = true;
     o.resume = false;
