@@ -117,52 +117,61 @@ static void define(const problem *p, float *scale, uint8_t *codes)
     mq_rounder_free(r);
 }
 
-static void check_search(mq_dev *dev, const problem *p, int weights, int omegas)
+typedef struct expected {
+    const problem *p;
+    float *scale;
+    uint8_t *codes;
+    const char *text;
+} expected;
+static expected want; /* what check_search compares with */
+
+static void check_search(mq_dev *dev)
 {
+    const problem *p = want.p;
     int64_t count = p->rows * p->cols, n_scales = count / p->group;
-    float *want = malloc((size_t)n_scales * sizeof *want), *got = calloc((size_t)n_scales + 1, sizeof *got);
-    uint8_t *want_q = malloc((size_t)count), *got_q = calloc((size_t)count + 1, 1);
-    define(p, want, want_q);
-    got[n_scales] = 42.0f;
-    got_q[count] = 42;
+    float *scale = calloc((size_t)n_scales + 1, sizeof *scale);
+    uint8_t *codes = calloc((size_t)count + 1, 1);
+    scale[n_scales] = 42.0f;
+    codes[count] = 42;
     mq_err err;
-    mq_assert_ok(k->search_scales(dev, got, p->w, p->omega, p->rows, p->cols, p->group, &err), &err);
-    mq_assert_ok(k->nearest(dev, got_q, p->w, got, p->rows, p->cols, p->group, &err), &err);
+    mq_assert_ok(k->search_scales(dev, scale, p->w, p->omega, p->rows, p->cols, p->group, &err), &err);
+    mq_assert_ok(k->nearest(dev, codes, p->w, scale, p->rows, p->cols, p->group, &err), &err);
     for (int64_t i = 0; i < n_scales; i++)
-        ck_assert_msg(mq_f32_bits(want[i]) == mq_f32_bits(got[i]),
-                      "%s: [%lld, %lld] g%d, weights %d, omega %d: scale %lld is %a, expected %a", k->dev_name(dev),
-                      (long long)p->rows, (long long)p->cols, p->group, weights, omegas, (long long)i, (double)got[i],
-                      (double)want[i]);
+        ck_assert_msg(mq_f32_bits(want.scale[i]) == mq_f32_bits(scale[i]), "%s: %s: scale %lld is %a, expected %a",
+                      k->dev_name(dev), want.text, (long long)i, (double)scale[i], (double)want.scale[i]);
     for (int64_t i = 0; i < count; i++)
-        ck_assert_msg(want_q[i] == got_q[i], "%s: g%d, weights %d, omega %d: code %lld is %d, expected %d",
-                      k->dev_name(dev), p->group, weights, omegas, (long long)i, got_q[i], want_q[i]);
-    ck_assert(got[n_scales] == 42.0f && got_q[count] == 42);
-    free(want);
-    free(got);
-    free(want_q);
-    free(got_q);
+        ck_assert_msg(want.codes[i] == codes[i], "%s: %s: code %lld is %d, expected %d", k->dev_name(dev), want.text,
+                      (long long)i, codes[i], want.codes[i]);
+    ck_assert(scale[n_scales] == 42.0f && codes[count] == 42);
+    free(scale);
+    free(codes);
 }
 
-static void check_searches(mq_dev *dev)
+static void check_problem(int64_t rows, int64_t cols, int group, int weights, int omegas)
 {
-    const int64_t rows[4] = {1, 15, 16, 37}, cols[4] = {128, 384, 640, 1152};
-    for (int weights = 0; weights < N_WEIGHTS; weights++)
-        for (int omegas = 0; omegas < N_OMEGAS; omegas++)
-            for (int group = 32; group <= 128; group *= 2) {
-                int shape = (weights + omegas + group / 32) % 4;
-                problem p = problem_create(rows[shape], cols[shape], group, weights, omegas,
-                                           (uint64_t)(100 * weights + omegas));
-                check_search(dev, &p, weights, omegas);
-                problem_free(&p);
-            }
-    problem narrow = problem_create(3, 96, 32, NORMAL, SQUARES, 5); /* columns of whole groups are enough */
-    check_search(dev, &narrow, NORMAL, SQUARES);
-    problem_free(&narrow);
+    problem p = problem_create(rows, cols, group, weights, omegas, (uint64_t)(100 * weights + omegas));
+    char text[100];
+    snprintf(text, sizeof text, "[%lld, %lld] g%d, weights %d, omega %d", (long long)rows, (long long)cols, group, weights,
+             omegas);
+    want = (expected){&p, malloc((size_t)(rows * cols / group) * sizeof(float)), malloc((size_t)(rows * cols)), text};
+    define(&p, want.scale, want.codes);
+    each_dev(check_search);
+    free(want.scale);
+    free(want.codes);
+    problem_free(&p);
 }
 
 START_TEST(scales_and_codes_equal_the_definition_of_a_group)
 {
-    each_dev(check_searches);
+    const int64_t rows[4] = {1, 15, 16, 37}, cols[4] = {384, 640, 128, 128};
+    for (int weights = 0; weights < N_WEIGHTS; weights++)
+        for (int omegas = 0; omegas < N_OMEGAS; omegas++)
+            for (int group = 32; group <= 128; group *= 2) {
+                int shape = (weights + omegas + group / 32) % 4;
+                check_problem(rows[shape], cols[shape], group, weights, omegas);
+            }
+    check_problem(3, 96, 32, NORMAL, SQUARES); /* columns of whole groups are enough */
+    check_problem(18, 1152, 128, OUTLIERS, SQUARES);
 }
 END_TEST
 
@@ -266,11 +275,11 @@ static void check_pack(mq_dev *dev, int64_t rows, int64_t cols, int group, bool 
     for (int m = 0; m < 1 + both; m++)
         for (int64_t i = 0; i < n; i++) {
             int64_t row = i / cols, packed = both ? mq_gate_up_row(row, m) : row;
-            float want = (float)((int)codes[m][i] - 8) * scale[m][i / group];
+            float right = (float)((int)codes[m][i] - 8) * scale[m][i / group];
             float got = mq_units_at(units, cols, group, packed, i % cols);
-            ck_assert_msg(mq_f32_bits(want) == mq_f32_bits(got), "[%lld, %lld] g%d: row %lld, column %lld: %a, expected %a",
+            ck_assert_msg(mq_f32_bits(right) == mq_f32_bits(got), "[%lld, %lld] g%d: row %lld, column %lld: %a, expected %a",
                           (long long)rows, (long long)cols, group, (long long)row, (long long)(i % cols), (double)got,
-                          (double)want);
+                          (double)right);
         }
     for (int m = 0; m < 2; m++) {
         free(codes[m]);
