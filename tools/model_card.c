@@ -18,6 +18,14 @@ static void write_table(mq_buf *out, const mq_convert_job *job, int64_t bytes_in
     if (job->n_int4_layers)
         mq_buf_fmt(out, "| INT4 experts | %lld layers, symmetric, groups of %d, BF16 scales, method `%s` |\n",
                    (long long)job->n_int4_layers, r->group, r->method);
+    if (r->calib.present) {
+        char hex[MQ_SHA256_HEX];
+        mq_sha256_hex(hex, r->calib.text);
+        mq_buf_fmt(out, "| calibrated on | %lld tokens in windows of %lld, SHA-256 of the ids `%s` |\n",
+                   (long long)r->calib.tokens, (long long)r->calib.window, hex);
+        mq_buf_fmt(out, "| calibration | `%s`, seed %llu, on %s with %s and %s |\n", r->calib.options,
+                   (unsigned long long)r->seed, r->backend, r->isa, r->calib.library);
+    }
     if (job->n_mxfp4_layers)
         mq_buf_fmt(out, "| MXFP4 experts | %lld layers, carried over without loss |\n", (long long)job->n_mxfp4_layers);
     if (job->n_requantized_layers)

@@ -323,6 +323,79 @@ START_TEST(killed_runs_go_on_to_the_same_bytes)
 }
 END_TEST
 
+/* Kill a run as soon as OUT has a file of that name. */
+static void kill_at(const mq_convert_options *o, const char *name)
+{
+    char *path = in_dir(o->out_dir, name);
+    pid_t pid = fork();
+    ck_assert_int_ge(pid, 0);
+    if (pid == 0) {
+        mq_convert_result r;
+        mq_err err;
+        _exit(mq_convert(&r, o, &quiet_cli, &err) != MQ_OK);
+    }
+    int status;
+    while (!mq_path_exists(path)) {
+        ck_assert_msg(waitpid(pid, &status, WNOHANG) == 0, "the run ended without %s", name);
+        usleep(500);
+    }
+    kill(pid, SIGKILL);
+    waitpid(pid, &status, 0);
+    free(path);
+}
+
+static void flip_byte(const char *dir, const char *name)
+{
+    char *path = in_dir(dir, name);
+    FILE *f = fopen(path, "r+b");
+    ck_assert_msg(f != NULL, "%s", path);
+    fseek(f, 5000, SEEK_SET);
+    int c = fgetc(f);
+    fseek(f, 5000, SEEK_SET);
+    fputc(c ^ 1, f);
+    fclose(f);
+    free(path);
+}
+
+/* What a crash or a hand may do to an unfinished run: the stream lost, damaged, its shards damaged, all of it. */
+START_TEST(damage_costs_work_and_no_byte)
+{
+    const char *dir = mq_test_dir();
+    char *out = in_dir(dir, "harmed");
+    uint8_t want[MQ_SHA256_BYTES], got[MQ_SHA256_BYTES];
+    mq_convert_options o = options(mq_test_path("tests/data/nano"), out);
+    ck_assert(run_child(&o, 0));
+    folder_digest(want, out);
+    for (int harm = 0; harm < 4; harm++) {
+        o.overwrite = true;
+        o.resume = false;
+        kill_at(&o, harm == 3 ? "scratch-hidden-001" : "scratch-hidden-003");
+        o.overwrite = false;
+        o.resume = true;
+        char **names;
+        int64_t n;
+        mq_err err;
+        mq_assert_ok(mq_dir_list(&names, &n, out, &err), &err);
+        for (int64_t i = 0; i < n; i++)
+            if (strncmp(names[i], "scratch-hidden", 14) == 0 && !strstr(names[i], "partial")) {
+                char *path = in_dir(out, names[i]);
+                if (harm == 0)
+                    unlink(path);
+                else if (harm == 1)
+                    flip_byte(out, names[i]);
+                free(path);
+            }
+        mq_dir_list_free(names, n);
+        if (harm == 2)
+            flip_byte(out, "layer-001-rank-00-of-02.mqs");
+        ck_assert(run_child(&o, 0));
+        folder_digest(got, out);
+        ck_assert_msg(memcmp(want, got, sizeof want) == 0, "harm %d", harm);
+    }
+    free(out);
+}
+END_TEST
+
 START_TEST(another_recipe_or_text_is_refused)
 {
     const char *dir = mq_test_dir();
@@ -361,6 +434,7 @@ int main(void)
     TCase *t = tcase_create("calibrate");
     /* First: a process that has run OpenMP threads cannot fork children that do. */
     tcase_add_test(t, killed_runs_go_on_to_the_same_bytes);
+    tcase_add_test(t, damage_costs_work_and_no_byte);
     tcase_add_test(t, saved_streams_are_those_of_the_finished_model);
     tcase_add_test(t, the_account_tells_of_every_matrix);
     tcase_add_test(t, threads_and_memory_change_no_byte);
