@@ -15,6 +15,7 @@
 #include "tools/convert_report.h"
 #include "tools/convert_resume.h"
 #include "tools/model_card.h"
+#include "tools/report_run.h"
 
 enum { MAX_EXTRA_BYTES = 256 << 20, FILE_BUFFER_BYTES = 4 << 20, GROUPS_IN_FLIGHT = 2 };
 
@@ -84,10 +85,15 @@ static mq_status choose_threads(conversion *c, mq_err *err)
     if (!mq_convert_is_calibrated(&c->job))
         return MQ_OK;
     int64_t window = mq_calibration_window(&c->job);
-    int64_t n_rows = c->calib ? mq_calibration_rows(c->calib) : c->opt.calib.n_tokens / window * window;
+    int64_t asked = c->opt.calib.n_tokens < window ? window : c->opt.calib.n_tokens / window * window;
+    int64_t n_rows = c->calib ? mq_calibration_rows(c->calib) : asked;
     MQ_TRY(mq_calibration_plan_for(&c->calib_plan, &c->job, n_rows, window, c->n_threads, limit, c->result->peak_bytes,
                                    err));
     c->result->peak_bytes = c->calib_plan.peak_bytes;
+    c->result->scratch_bytes = c->calib_plan.scratch_bytes;
+    c->result->hidden_in_memory = c->calib_plan.in_memory;
+    c->result->calib_tokens = n_rows;
+    c->result->calib_window = window;
     return MQ_OK;
 }
 
@@ -125,6 +131,20 @@ static int64_t reclaimable_bytes(const conversion *c)
     return total;
 }
 
+/* OUT or the nearest folder above it that is there; heap. */
+static char *existing_parent(const char *dir)
+{
+    char *path = strdup(dir);
+    for (char *slash; path && !mq_path_exists(path); slash[slash == path] = '\0') {
+        slash = strrchr(path, '/');
+        if (!slash) {
+            free(path);
+            return strdup(".");
+        }
+    }
+    return path;
+}
+
 /* Space for the files that are not done, on the file system of OUT (or of where it will be). */
 static mq_status measure_space(conversion *c, mq_err *err)
 {
@@ -141,15 +161,7 @@ static mq_status measure_space(conversion *c, mq_err *err)
         need += c->in.items[i].is_extra ? c->in.items[i].bytes : 0;
     c->result->bytes_out = total;
     c->result->need_bytes = scratch + (c->opt.zstd_level ? need / 10 * 7 : need); /* the most that zstd saves is 30 % */
-    char *path = strdup(c->opt.out_dir);
-    for (char *slash; path && !mq_path_exists(path); slash[slash == path] = '\0') {
-        slash = strrchr(path, '/');
-        if (!slash) {
-            free(path);
-            path = strdup(".");
-            break;
-        }
-    }
+    char *path = existing_parent(c->opt.out_dir);
     if (!path)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");
     mq_status st = mq_dir_free_bytes(&c->result->free_bytes, path, err);
@@ -417,6 +429,17 @@ static mq_status remove_journal(const char *dir, mq_err *err)
     return st == MQ_OK ? mq_dir_sync(dir, err) : st;
 }
 
+/* Experts whose tokens say little about them. */
+static void warn_about_tokens(const conversion *c)
+{
+    int64_t smallest, n = mq_report_few_tokens(&smallest, &c->job, c->done), hidden = c->job.source->model.hidden;
+    if (n > 0)
+        mq_cli_warn(c->cli,
+                    "%lld experts saw fewer than %lld calibration tokens (hidden size / 4), the least %lld; more text or a larger "
+                    "--calib-tokens serves them better",
+                    (long long)n, (long long)(hidden / 4), (long long)smallest);
+}
+
 static mq_status finish(conversion *c, mq_err *err)
 {
     mq_manifest m;
@@ -424,6 +447,8 @@ static mq_status finish(conversion *c, mq_err *err)
     mq_status st = fill_manifest(c, &m, err);
     if (st == MQ_OK)
         st = save_extras(c, &m, err);
+    if (st == MQ_OK && c->opt.report_path)
+        st = mq_report_write(c->opt.report_path, &c->job, c->done, &c->in, err);
     if (st == MQ_OK) {
         qsort(m.extra, (size_t)m.n_extra, sizeof *m.extra, compare_digests);
         st = mq_manifest_save(&m, c->opt.out_dir, err);
@@ -431,6 +456,7 @@ static mq_status finish(conversion *c, mq_err *err)
     mq_manifest_release(&m);
     if (st == MQ_OK)
         st = remove_journal(c->opt.out_dir, err);
+    warn_about_tokens(c);
     for (int p = 0; p < MQ_PROJ_COUNT; p++)
         c->result->rel_error[p] = mq_convert_rel_error(mq_convert_sum(&c->job, c->done, -1, p));
     return st;
@@ -465,8 +491,11 @@ static mq_status convert_into(conversion *c, mq_err *err)
     MQ_TRY(mq_folder_lock(&c->lock_fd, c->opt.out_dir, err));
     MQ_TRY(mq_folder_inspect(&c->state, c->opt.out_dir, err)); /* another run may have ended meanwhile */
     MQ_TRY(refuse_existing(c, err));
-    if (c->state == MQ_FOLDER_COMPLETE && c->opt.resume)
+    if (c->state == MQ_FOLDER_COMPLETE && c->opt.resume) {
+        if (c->opt.report_path)
+            mq_cli_warn(c->cli, "--report: the model was finished before, so no page is written; report.json in it has the figures");
         return check_complete(c, err);
+    }
     c->done = calloc((size_t)c->job.n_groups, sizeof *c->done);
     if (!c->done)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");
@@ -476,7 +505,7 @@ static mq_status convert_into(conversion *c, mq_err *err)
     return finish(c, err);
 }
 
-/* Headers only: measure, print, write nothing.  A lack of space is an error, after the table. */
+/* Headers only, and a piece of the checkpoint to time the disk: measure, print, leave nothing.  A lack of space is an error, after the table. */
 static mq_status dry_run(conversion *c, mq_err *err)
 {
     MQ_TRY(mq_folder_inspect(&c->state, c->opt.out_dir, err)); /* what the run itself would refuse */
@@ -487,6 +516,12 @@ static mq_status dry_run(conversion *c, mq_err *err)
     bool tell = !c->cli->json_path || strcmp(c->cli->json_path, "-") != 0;
     mq_err why;
     mq_status st = tell ? mq_convert_print_plan(&c->job, &why) : MQ_OK;
+    if (st == MQ_OK && mq_convert_is_calibrated(&c->job)) {
+        char *dir = existing_parent(c->opt.out_dir);
+        st = dir ? mq_convert_expect(c->result, &c->job, &c->calib_plan, &c->in, c->n_threads, dir, &why)
+                 : mq_fail(&why, MQ_E_NOMEM, "out of memory");
+        free(dir);
+    }
     if (space == MQ_OK && st != MQ_OK)
         *err = why;
     return space != MQ_OK ? space : st;

@@ -13,6 +13,7 @@
 #include "calib/expert.h"
 #include "kernels/round.h"
 #include "src/sha256.h"
+#include "tools/calibrate_time.h"
 #include "tools/cli.h"
 
 enum { MQ_PROJ_GATE, MQ_PROJ_UP, MQ_PROJ_DOWN, MQ_PROJ_COUNT };
@@ -55,6 +56,12 @@ typedef struct mq_convert_result {
     double rel_error[MQ_PROJ_COUNT]; /* relative RMS error over all quantized layers; 0 without any */
     uint8_t content[MQ_SHA256_BYTES];
     int64_t free_bytes, need_bytes, peak_bytes; /* dry run: free space, needed space, estimated peak memory */
+    /* calibrated runs */
+    int64_t calib_tokens, calib_window;
+    int64_t scratch_bytes;   /* in OUT while the run lasts, at most; part of need_bytes */
+    bool hidden_in_memory;   /* the residual stream is on the heap; otherwise in scratch files */
+    mq_calib_rates rates;    /* dry run: measured ... */
+    mq_calib_seconds expect; /* ... and what follows from it */
 } mq_convert_result;
 
 /* Run.  cli is told of notices, warnings and progress, and polled for signals.

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "src/file.h"
+
 /* One line: groups of the same kind, schemes and bytes. */
 typedef struct line {
     mq_shard_kind kind;
@@ -95,4 +97,47 @@ mq_status mq_convert_print_plan(const mq_convert_job *job, mq_err *err)
     if (held.n_files)
         print_line(&held);
     return MQ_OK;
+}
+
+/* The largest weight file, to time the disk with. */
+static const mq_input *largest_input(const mq_inputs *in)
+{
+    const mq_input *best = NULL;
+    for (int64_t i = 0; i < in->n; i++)
+        if (in->items[i].is_weights && (!best || in->items[i].bytes > best->bytes))
+            best = &in->items[i];
+    return best;
+}
+
+mq_status mq_convert_expect(mq_convert_result *r, const mq_convert_job *job, const mq_calibration_plan *plan,
+                            const mq_inputs *in, int n_threads, const char *dir, mq_err *err)
+{
+    const mq_model *m = &job->source->model;
+    int64_t stream = 4 * plan->n_rows * m->hidden;
+    mq_codes_shape shape = {.n_experts = m->n_experts, .hidden = m->hidden, .width = m->moe_intermediate};
+    mq_calib_work work = {.m = m,
+                          .recipe = &job->opt.calib.recipe,
+                          .n_rows = plan->n_rows,
+                          .window = r->calib_window,
+                          .sample_rows = MQ_CALIB_SAMPLE_ROWS,
+                          .loss_rows = MQ_CALIB_REPORT_ROWS,
+                          .n_threads = n_threads,
+                          .n_workers = plan->n_workers,
+                          .read_bytes = r->bytes_in,
+                          .write_bytes = r->bytes_out,
+                          .layer_scratch_bytes = stream + mq_codes_bytes(&shape, job->opt.group)};
+    for (int l = 0; l < m->n_layers; l++)
+        if (job->expert_scheme[l] == MQ_SCHEME_INT4) {
+            work.n_calibrated++;
+            work.n_layers = l + 1;
+        }
+    for (int64_t l = 0; l < work.n_layers; l++)
+        work.n_dense += !m->is_moe[l];
+    const mq_input *file = largest_input(in);
+    char *path = file ? mq_path_join(job->opt.checkpoint, file->name) : NULL;
+    mq_status st = mq_calib_measure(&r->rates, &work, path ? path : "", dir, err);
+    free(path);
+    if (st == MQ_OK)
+        r->expect = mq_calib_estimate(&work, &r->rates);
+    return st;
 }

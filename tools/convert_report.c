@@ -73,8 +73,21 @@ static void write_notices(mq_json_writer *w, const mq_buf *lines, const char *di
     }
 }
 
+/* How a calibrated matrix got its codes. */
+static void write_account(mq_json_writer *w, const mq_calib_account *a)
+{
+    mq_json_write_string(w, "path", mq_calib_path_name(a->path));
+    mq_json_write_int(w, "tokens", a->n_tokens);
+    if (a->energy > 0)
+        mq_json_write_double(w, "rel_output_error", sqrt(a->loss / a->energy));
+    mq_json_write_double(w, "damp", a->damp);
+    if (a->n_retries)
+        mq_json_write_int(w, "retries", a->n_retries);
+    mq_json_write_int(w, "refit_rows", a->n_refit);
+}
+
 static void write_matrix(mq_buf *out, bool *first, mq_key key, mq_scheme scheme, const char *method, int group,
-                         const mq_round_stats *stats)
+                         const mq_round_stats *stats, const mq_calib_account *account)
 {
     char name[MQ_KEY_NAME];
     mq_key_name(name, sizeof name, key);
@@ -89,12 +102,16 @@ static void write_matrix(mq_buf *out, bool *first, mq_key key, mq_scheme scheme,
         mq_json_write_int(&w, "group", group);
         mq_json_write_double(&w, "rel_rms_error", mq_convert_rel_error(*stats));
     }
+    if (account)
+        write_account(&w, account);
     mq_json_write_end_object(&w);
 }
 
-static void write_expert(mq_buf *out, bool *first, const mq_convert_job *job, const mq_journal_group *e,
+static void write_expert(mq_buf *out, bool *first, const mq_convert_job *job, const mq_convert_done *done,
                          const mq_record_spec *r, mq_scheme scheme, int group)
 {
+    const mq_journal_group *e = &done->entry;
+    const mq_calib_account *accounts = done->account.matrices;
     bool quantized = scheme == MQ_SCHEME_INT4;
     bool is_down = r->key.role == MQ_ROLE_EXPERT_DOWN;
     for (int p = is_down ? MQ_PROJ_DOWN : MQ_PROJ_GATE; p <= (is_down ? MQ_PROJ_DOWN : MQ_PROJ_UP); p++) {
@@ -102,7 +119,8 @@ static void write_expert(mq_buf *out, bool *first, const mq_convert_job *job, co
         mq_round_stats s = {0, 0};
         if (quantized && e->n_stats)
             s = matrix_stats(e, job->source->model.n_experts, r->key.expert, p);
-        write_matrix(out, first, key, scheme, quantized ? job->recipe.method : "kept", group, quantized ? &s : NULL);
+        write_matrix(out, first, key, scheme, quantized ? job->recipe.method : "kept", group, quantized ? &s : NULL,
+                     quantized && accounts ? &accounts[r->key.expert * MQ_CALIB_MATRICES + p] : NULL);
     }
 }
 
@@ -119,12 +137,46 @@ static mq_status write_matrices(mq_buf *out, const mq_convert_job *job, const mq
                 continue;
             MQ_TRY(mq_convert_record(&scheme, &group, NULL, job, r, err));
             if (r->is_expert)
-                write_expert(out, &first, job, &done[g].entry, r, scheme, group);
+                write_expert(out, &first, job, &done[g], r, scheme, group);
             else
-                write_matrix(out, &first, r->key, scheme, "kept", 0, NULL);
+                write_matrix(out, &first, r->key, scheme, "kept", 0, NULL, NULL);
         }
     }
     return MQ_OK;
+}
+
+/* A calibrated layer: its paths with their numbers of matrices, the tokens of its experts, and what its output lost. */
+static void write_layer_account(mq_json_writer *w, const mq_convert_account *a)
+{
+    int64_t n_paths[MQ_CALIB_PATH_COUNT] = {0};
+    for (int64_t i = 0; i < a->n_experts * MQ_CALIB_MATRICES; i++)
+        n_paths[a->matrices[i].path]++;
+    mq_json_write_object(w, "paths");
+    for (int p = 0; p < MQ_CALIB_PATH_COUNT; p++)
+        if (n_paths[p])
+            mq_json_write_int(w, mq_calib_path_name((mq_calib_path)p), n_paths[p]);
+    mq_json_write_end_object(w);
+    mq_json_write_array(w, "expert_tokens");
+    for (int64_t e = 0; e < a->n_experts; e++)
+        mq_json_write_int(w, NULL, a->matrices[e * MQ_CALIB_MATRICES + MQ_CALIB_GATE].n_tokens);
+    mq_json_write_end_array(w);
+    if (!a->loss.measured)
+        return;
+    mq_json_write_int(w, "measured_tokens", a->loss.n_rows);
+    mq_json_write_double(w, "moe_rel_error", a->loss.moe_rel_error);
+    mq_json_write_double(w, "moe_cosine", a->loss.moe_cosine);
+    mq_json_write_double(w, "output_rel_error", a->loss.output_rel_error);
+    mq_json_write_double(w, "output_cosine", a->loss.output_cosine);
+}
+
+static const mq_convert_account *account_of(const mq_convert_job *job, const mq_convert_done *done, int layer)
+{
+    for (int64_t g = 0; g < job->n_groups; g++) {
+        const mq_file_spec *f = &job->plan->files[job->groups[g].file0];
+        if (f->kind == MQ_SHARD_LAYER && f->layer == layer)
+            return done[g].account.n_experts > 0 ? &done[g].account : NULL;
+    }
+    return NULL;
 }
 
 mq_status mq_convert_report(mq_buf *out, const mq_convert_job *job, const mq_convert_done *done, mq_err *err)
@@ -153,6 +205,9 @@ mq_status mq_convert_report(mq_buf *out, const mq_convert_job *job, const mq_con
         mq_json_write_string(&w, "experts", mq_scheme_name(scheme));
         if (scheme == MQ_SCHEME_INT4)
             write_errors(&w, job, done, l);
+        const mq_convert_account *account = account_of(job, done, l);
+        if (account)
+            write_layer_account(&w, account);
         mq_json_write_end_object(&w);
     }
     mq_json_write_end_array(&w);

@@ -5,12 +5,16 @@
 #include <sys/stat.h>
 
 #include "src/pool.h"
+#include "tools/calib_options.h"
 #include "tools/convert.h"
 #include "tools/convert_report.h"
 
 typedef struct quantize_args {
-    const char *method, *experts, *format, *compress, *device;
-    int64_t group, ranks, threads, memory, seed;
+    const char *method, *experts, *format, *compress, *device, *recipe, *report;
+    int64_t group, ranks, threads, memory, seed, calib_tokens, calib_window;
+    mq_opt_list calib;
+    mq_corpus_file *calib_files; /* [calib.n] */
+    bool has_calib_tokens;
     bool resume, overwrite, rehash, dry_run;
 } quantize_args;
 
@@ -33,13 +37,13 @@ static mq_status read_compress(int *level, const char *text, mq_err *err)
     return MQ_OK;
 }
 
-/* --json FILE is written last.  Its folder must be there before hours of work, and neither the checkpoint nor OUT, whose files
- * it could replace and where a stranger's file makes the model unsound. */
-static mq_status check_json_path(const mq_cli *cli, mq_err *err)
+/* Files outside of OUT are written last.  Their folder must be there before hours of work, and neither the checkpoint nor OUT, whose
+ * files they could replace and where a stranger's file makes the model unsound. */
+static mq_status check_place(const mq_cli *cli, const char *option, const char *path, mq_err *err)
 {
-    if (!cli->json_path || strcmp(cli->json_path, "-") == 0)
+    if (!path || strcmp(path, "-") == 0)
         return MQ_OK;
-    char *dir = strdup(cli->json_path);
+    char *dir = strdup(path);
     if (!dir)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");
     char *slash = strrchr(dir, '/');
@@ -48,19 +52,50 @@ static mq_status check_json_path(const mq_cli *cli, mq_err *err)
     struct stat parent, other;
     mq_status st = MQ_OK;
     if (stat(slash ? dir : ".", &parent) != 0)
-        st = mq_fail(err, MQ_E_IO, "--json %s: %s", cli->json_path, strerror(errno));
+        st = mq_fail(err, MQ_E_IO, "--%s %s: %s", option, path, strerror(errno));
     for (int i = 0; st == MQ_OK && i < 2; i++)
         if (stat(cli->args[i], &other) == 0 && other.st_dev == parent.st_dev && other.st_ino == parent.st_ino)
-            st = mq_fail(err, MQ_E_ARG, "--json %s: lies in %s; give a place outside of CHECKPOINT and OUT", cli->json_path,
+            st = mq_fail(err, MQ_E_ARG, "--%s %s: lies in %s; give a place outside of CHECKPOINT and OUT", option, path,
                          cli->args[i]);
     free(dir);
     return st;
 }
 
-static mq_status fill_options(mq_convert_options *opt, const mq_cli *cli, const quantize_args *a, mq_err *err)
+/* Do --method and the options of calibration fit together?  *calibrated says which kind it is. */
+static mq_status check_method(bool *calibrated, const quantize_args *a, mq_err *err)
 {
-    if (strcmp(a->method, "imatrix") == 0 || strcmp(a->method, "gptq") == 0)
-        return mq_fail(err, MQ_E_ARG, "--method %s: not built yet; use search or rtn", a->method);
+    bool any = a->calib.n || a->has_calib_tokens || a->calib_window || a->recipe;
+    *calibrated = strcmp(a->method, "imatrix") == 0 || strcmp(a->method, "gptq") == 0;
+    if (*calibrated && a->calib.n == 0)
+        return mq_fail(err, MQ_E_ARG,
+                       "--method %s needs --calib FILE, text to calibrate on (plain or .jsonl); --method search needs none",
+                       a->method);
+    if (!*calibrated && any)
+        return mq_fail(err, MQ_E_ARG, "--method %s is not calibrated: %s goes with gptq and imatrix", a->method,
+                       a->calib.n              ? "--calib"
+                       : a->has_calib_tokens ? "--calib-tokens"
+                       : a->calib_window     ? "--calib-window"
+                                             : "--recipe");
+    return MQ_OK;
+}
+
+static mq_status fill_calib(mq_convert_calib *c, quantize_args *a, mq_err *err)
+{
+    MQ_TRY(mq_calib_files_read(&a->calib_files, &a->calib, err));
+    *c = (mq_convert_calib){
+        .files = a->calib_files,
+        .n_files = a->calib.n,
+        .n_tokens = a->calib_tokens,
+        .window = a->calib_window,
+        .recipe = mq_calib_recipe_default(strcmp(a->method, "gptq") == 0 ? MQ_CALIB_GPTQ : MQ_CALIB_IMATRIX, (int)a->group),
+    };
+    return a->recipe ? mq_calib_recipe_read(&c->recipe, a->recipe, err) : MQ_OK;
+}
+
+static mq_status fill_options(mq_convert_options *opt, const mq_cli *cli, quantize_args *a, mq_err *err)
+{
+    bool calibrated;
+    MQ_TRY(check_method(&calibrated, a, err));
     if (strcmp(a->experts, "mxfp4") == 0)
         return mq_fail(err, MQ_E_ARG, "--experts mxfp4: not built yet; auto keeps MXFP4 experts as they are");
     if (strcmp(a->format, "packed") != 0)
@@ -83,7 +118,12 @@ static mq_status fill_options(mq_convert_options *opt, const mq_cli *cli, const 
         .overwrite = a->overwrite,
         .rehash = a->rehash,
         .dry_run = a->dry_run,
+        .report_path = a->report,
     };
+    if (a->report && strcmp(a->report, "-") == 0)
+        return mq_fail(err, MQ_E_ARG, "--report -: expected the name of a file");
+    if (calibrated)
+        MQ_TRY(fill_calib(&opt->calib, a, err));
     if (a->rehash && !a->resume)
         return mq_fail(err, MQ_E_ARG, "--rehash goes with --resume");
     return read_compress(&opt->zstd_level, a->compress, err);
@@ -96,6 +136,31 @@ static void print_size_line(const char *label, int64_t bytes)
     printf("%-12s %s\n", label, text);
 }
 
+/* What calibration takes, and on what that rests. */
+static void print_calib_plan(const mq_convert_result *r)
+{
+    const mq_calib_seconds *s = &r->expect;
+    const mq_calib_rates *q = &r->rates;
+    char total[32], attention[32], experts[32], forward[32], disk[32];
+    print_size_line("scratch", r->scratch_bytes);
+    printf("%-12s 0 B (cpu)\n", "device");
+    printf("%-12s %lld tokens in windows of %lld, if the text has them; the residual stream in %s\n", "calibration",
+           (long long)r->calib_tokens, (long long)r->calib_window, r->hidden_in_memory ? "memory" : "scratch files");
+    mq_cli_seconds_text(total, s->total);
+    mq_cli_seconds_text(attention, s->attention);
+    mq_cli_seconds_text(experts, s->experts);
+    mq_cli_seconds_text(forward, s->forward);
+    mq_cli_seconds_text(disk, s->disk);
+    printf("%-12s about %s: attention %s, experts %s, their forward pass %s, reading and writing %s\n", "time", total,
+           attention, experts, forward, disk);
+    printf("%-12s in %.1f s: linears %.0f GFLOP/s, an expert %.3g s and %.3g ms a token, disk read %.0f MB/s, written %.0f MB/s\n",
+           "measured", q->seconds, 1e-9 / q->linear_flop, q->expert, 1e3 * q->expert_token,
+           q->read_byte > 0 ? 1e-6 / q->read_byte : 0.0, q->write_byte > 0 ? 1e-6 / q->write_byte : 0.0);
+    printf("%-12s tokens spread evenly over experts, an otherwise idle machine, nothing overlaps; large models are extrapolated "
+           "from smaller shapes\n",
+           "assumed");
+}
+
 /* The plan of a dry run, below the table that mq_convert printed. */
 static void print_dry(const mq_convert_result *r, const mq_convert_options *opt)
 {
@@ -105,6 +170,8 @@ static void print_dry(const mq_convert_result *r, const mq_convert_options *opt)
     printf("%-12s %d\n", "ranks", r->n_ranks);
     print_size_line("free space", r->free_bytes);
     print_size_line("peak memory", r->peak_bytes);
+    if (r->expect.total > 0)
+        print_calib_plan(r);
     printf("nothing was written\n");
 }
 
@@ -123,6 +190,9 @@ static void print_done(const mq_convert_result *r, const mq_convert_options *opt
     if (r->n_int4_layers)
         printf("%-12s INT4 in groups of %d by %s, %lld layers\n", "experts", r->group, r->method,
                (long long)r->n_int4_layers);
+    if (r->calib_tokens)
+        printf("%-12s on %lld tokens in windows of %lld\n", "calibrated", (long long)r->calib_tokens,
+               (long long)r->calib_window);
     if (r->n_mxfp4_layers)
         printf("%-12s MXFP4 carried over, %lld layers\n", r->n_int4_layers ? "" : "experts", (long long)r->n_mxfp4_layers);
     if (r->n_int4_layers)
@@ -131,6 +201,32 @@ static void print_done(const mq_convert_result *r, const mq_convert_options *opt
     printf("%-12s %lld for %d rank%s, in %s\n", "files", (long long)r->n_files, r->n_ranks, r->n_ranks == 1 ? "" : "s",
            opt->out_dir);
     printf("%-12s %s\n", "time", time);
+}
+
+static void write_calib_json(mq_json_writer *w, const mq_convert_result *r, bool dry_run)
+{
+    const mq_calib_seconds *s = &r->expect;
+    mq_json_write_int(w, "calib_tokens", r->calib_tokens);
+    mq_json_write_int(w, "calib_window", r->calib_window);
+    mq_json_write_int(w, "scratch_bytes", r->scratch_bytes);
+    if (!dry_run || s->total <= 0)
+        return;
+    mq_json_write_int(w, "estimated_peak_device_bytes", 0);
+    mq_json_write_double(w, "estimated_seconds", s->total);
+    mq_json_write_object(w, "estimated_parts");
+    mq_json_write_double(w, "attention", s->attention);
+    mq_json_write_double(w, "experts", s->experts);
+    mq_json_write_double(w, "expert_forward", s->forward);
+    mq_json_write_double(w, "disk", s->disk);
+    mq_json_write_end_object(w);
+    mq_json_write_object(w, "measured");
+    mq_json_write_double(w, "seconds", r->rates.seconds);
+    mq_json_write_double(w, "linear_gflop_per_s", 1e-9 / r->rates.linear_flop);
+    mq_json_write_double(w, "seconds_per_expert", r->rates.expert);
+    mq_json_write_double(w, "seconds_per_expert_token", r->rates.expert_token);
+    mq_json_write_double(w, "read_bytes_per_s", r->rates.read_byte > 0 ? 1 / r->rates.read_byte : 0);
+    mq_json_write_double(w, "write_bytes_per_s", r->rates.write_byte > 0 ? 1 / r->rates.write_byte : 0);
+    mq_json_write_end_object(w);
 }
 
 static void write_json(mq_cli *cli, const mq_convert_result *r, const quantize_args *a)
@@ -148,6 +244,8 @@ static void write_json(mq_cli *cli, const mq_convert_result *r, const quantize_a
     mq_json_write_int(w, "expert_weights", r->n_expert_weights);
     mq_json_write_int(w, "int4_layers", r->n_int4_layers);
     mq_json_write_int(w, "mxfp4_layers", r->n_mxfp4_layers);
+    if (r->calib_tokens)
+        write_calib_json(w, r, a->dry_run);
     if (a->dry_run) {
         mq_json_write_int(w, "free_bytes", r->free_bytes);
         mq_json_write_int(w, "need_bytes", r->need_bytes);
@@ -166,16 +264,17 @@ static void write_json(mq_cli *cli, const mq_convert_result *r, const quantize_a
     mq_json_write_end_object(w);
 }
 
-static mq_status quantize(mq_cli *cli, const quantize_args *a, mq_err *err)
+static mq_status quantize(mq_cli *cli, quantize_args *a, mq_err *err)
 {
     mq_convert_options opt;
     mq_convert_result result;
     MQ_TRY(fill_options(&opt, cli, a, err));
-    mq_status placed = check_json_path(cli, err);
+    mq_status placed = check_place(cli, "json", cli->json_path, err);
     if (placed != MQ_OK) {
         cli->json_path = NULL; /* the failure is not written there either */
         return placed;
     }
+    MQ_TRY(check_place(cli, "report", a->report, err));
     mq_status st = mq_convert(&result, &opt, cli, err);
     bool tell = !cli->json_path || strcmp(cli->json_path, "-") != 0;
     if (a->dry_run && tell && result.need_bytes)
@@ -189,16 +288,23 @@ static mq_status quantize(mq_cli *cli, const quantize_args *a, mq_err *err)
 
 int main(int argc, char **argv)
 {
-    quantize_args a = {.method = "search", .experts = "auto", .format = "packed", .compress = "none", .group = 64};
+    quantize_args a = {.method = "gptq", .experts = "auto", .format = "packed", .compress = "none", .group = 64,
+                       .calib_tokens = 1 << 20};
     const mq_opt opts[] = {
         {.name = "method", .kind = MQ_OPT_STRING, .out = &a.method, .choices = "rtn|search|imatrix|gptq",
-         .help = "how codes are chosen (default search; imatrix and gptq are not built yet)"},
+         .help = "how codes are chosen (default gptq; it and imatrix need --calib)"},
         {.name = "group", .kind = MQ_OPT_INT, .out = &a.group, .value_name = "32|64|128", .min = 0, .max = 1 << 20,
          .help = "weights that share a scale (default 64)"},
         {.name = "experts", .kind = MQ_OPT_STRING, .out = &a.experts, .choices = "auto|int4|mxfp4",
          .help = "auto keeps MXFP4 layers; int4 quantizes them again (default auto)"},
-        {.name = "calib", .kind = MQ_OPT_LATER, .value_name = "FILE", .help = "calibration text"},
-        {.name = "calib-tokens", .kind = MQ_OPT_LATER, .value_name = "N", .help = "calibration tokens"},
+        {.name = "calib", .kind = MQ_OPT_LIST, .out = &a.calib, .value_name = "FILE[@WEIGHT]",
+         .help = "calibration text, plain or .jsonl; may be given several times, mixed by weight (default 1)"},
+        {.name = "calib-tokens", .kind = MQ_OPT_INT, .out = &a.calib_tokens, .value_name = "N", .min = 1,
+         .max = INT64_C(1) << 40, .given = &a.has_calib_tokens, .help = "tokens to calibrate on (default 1048576)"},
+        {.name = "calib-window", .kind = MQ_OPT_INT, .out = &a.calib_window, .value_name = "N", .min = 1, .max = 1 << 24,
+         .help = "tokens of a window (default 2048 or the model's limit)"},
+        {.name = "recipe", .kind = MQ_OPT_STRING, .out = &a.recipe, .value_name = "KEY=VALUE,...",
+         .help = MQ_CALIB_RECIPE_HELP},
         {.name = "ranks", .kind = MQ_OPT_INT, .out = &a.ranks, .value_name = "N", .min = 1, .max = 64,
          .help = "GPUs to cut for (default 8, or the most that the dimensions allow)"},
         {.name = "format", .kind = MQ_OPT_STRING, .out = &a.format, .choices = "packed|compressed-tensors",
@@ -221,7 +327,8 @@ int main(int argc, char **argv)
          .help = "replace a packed model or an unfinished run"},
         {.name = "dry-run", .kind = MQ_OPT_FLAG, .out = &a.dry_run, .value_name = "",
          .help = "sizes, ranks, memory and space from headers alone; write nothing"},
-        {.name = "report", .kind = MQ_OPT_LATER, .value_name = "FILE.html", .help = "report for people"},
+        {.name = "report", .kind = MQ_OPT_STRING, .out = &a.report, .value_name = "FILE.html",
+         .help = "write a page with plots and tables of what was done"},
     };
     mq_cli cli = {
         .tool = "mimo-quantize",
@@ -240,5 +347,6 @@ int main(int argc, char **argv)
         return 0;
     if (st == MQ_OK)
         st = quantize(&cli, &a, &err);
+    mq_calib_files_free(a.calib_files, a.calib.n);
     return mq_cli_finish(&cli, st, -1, &err);
 }

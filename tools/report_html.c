@@ -450,17 +450,3 @@ mq_status mq_report_html(mq_buf *out, const mq_report *r, mq_err *err)
     mq_buf_str(out, "</main>\n</body>\n</html>\n");
     return mq_buf_status(out, err);
 }
-
-int64_t mq_report_starved(const mq_report *r, int64_t columns, int64_t *smallest)
-{
-    int64_t n = 0;
-    *smallest = INT64_MAX;
-    for (int64_t i = 0; r->calibrated && i < r->n_layers; i++)
-        for (int64_t e = 0; e < r->layers[i].n_experts; e++) {
-            int64_t tokens = account(&r->layers[i], e, MQ_CALIB_GATE)->n_tokens;
-            n += tokens < columns / 4;
-            *smallest = tokens < *smallest ? tokens : *smallest;
-        }
-    *smallest = *smallest == INT64_MAX ? 0 : *smallest;
-    return n;
-}

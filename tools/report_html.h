@@ -40,8 +40,4 @@ typedef struct mq_report {
 /* Append the page.  MQ_E_NOMEM. */
 mq_status mq_report_html(mq_buf *out, const mq_report *r, mq_err *err);
 
-/* Experts of all layers that saw fewer than `columns / 4` tokens, columns being hidden for gate and up; *smallest is the least count.
- * 0 where nothing was calibrated. */
-int64_t mq_report_starved(const mq_report *r, int64_t columns, int64_t *smallest);
-
 #endif

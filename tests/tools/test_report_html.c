@@ -239,25 +239,6 @@ START_TEST(shades_are_powers_of_two_of_the_mean)
 }
 END_TEST
 
-START_TEST(experts_with_few_tokens_are_counted)
-{
-    mq_calib_account a[EXPERTS * MQ_CALIB_MATRICES];
-    fill(a);
-    int64_t smallest;
-    mq_report_layer layers[] = {{1, "int4", EXPERTS, a, NAN, NAN}, {2, "int4", EXPERTS, a, NAN, NAN}};
-    mq_report r = calibrated(layers, 2);
-    ck_assert_int_eq(mq_report_starved(&r, 4000, &smallest), 2); /* 0 < 1000; 1000 is enough */
-    ck_assert_int_eq(smallest, 0);
-    ck_assert_int_eq(mq_report_starved(&r, 4004, &smallest), 4);
-    for (int p = 0; p < MQ_CALIB_MATRICES; p++)
-        a[p].n_tokens = 5;
-    ck_assert_int_eq(mq_report_starved(&r, 8, &smallest), 0);
-    ck_assert_int_eq(smallest, 5);
-    r.calibrated = false;
-    ck_assert_int_eq(mq_report_starved(&r, 1 << 20, &smallest), 0);
-}
-END_TEST
-
 int main(void)
 {
     Suite *s = suite_create("report_html");
@@ -268,7 +249,6 @@ int main(void)
     tcase_add_test(t, hostile_names_are_text);
     tcase_add_test(t, axes_fit_any_values);
     tcase_add_test(t, shades_are_powers_of_two_of_the_mean);
-    tcase_add_test(t, experts_with_few_tokens_are_counted);
     suite_add_tcase(s, t);
     return mq_test_run(s);
 }
