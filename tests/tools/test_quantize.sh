@@ -30,12 +30,8 @@ expect 2 "usage" "$data/nano"
 expect 2 "unknown option" --frobnicate "$data/nano" o
 expect 2 "--group 48: expected 32, 64 or 128" --method search --group 48 "$data/nano" o
 expect 2 "the largest that works is 1" --method search --group 128 --ranks 2 "$data/nano" o
-expect 2 "--method gptq: not built yet; use search" --method gptq "$data/nano" o
-expect 2 "--method imatrix: not built yet" --method imatrix "$data/nano" o
 expect 2 "--experts mxfp4: not built yet" --method search --experts mxfp4 "$data/nano" o
 expect 2 "--format compressed-tensors: not built yet" --method search --format compressed-tensors "$data/nano" o
-expect 2 "--calib: not built yet" --calib text "$data/nano" o
-expect 2 "--report: not built yet" --report r.html "$data/nano" o
 expect 2 "--compress zstd:20" --method search --compress zstd:20 "$data/nano" o
 expect 2 "--compress zstd:+3" --method search --compress zstd:+3 "$data/nano" o
 expect 2 "exclude each other" --method search --resume --overwrite "$data/nano" o
