@@ -37,6 +37,7 @@ struct attention_job {
     const float *q, *sink;
     mq_kv kv;
     int n_heads, window;
+    bool is_block; /* the rows see one another */
     int64_t n, pos0;
     float scale;
 };
@@ -105,11 +106,13 @@ static __global__ void attention_kernel(attention_job job)
         pair_state *s = &state[i];
         s->hi = is_there ? job.pos0 + pair / share + 1 : 0;
         s->lo = job.window > 0 && s->hi > job.window ? s->hi - job.window : 0;
+        if (is_there && job.is_block)
+            s->hi = job.pos0 + job.n;
         s->max = is_there && job.sink ? job.sink[blockIdx.y * share + pair % share] : -INFINITY;
         s->sum = job.sink ? 1.0f : 0.0f;
     }
     int64_t last_pair = (pair0 + PAIRS < n_pairs ? pair0 + PAIRS : n_pairs) - 1;
-    int64_t first = job.pos0 + pair0 / share + 1, last = job.pos0 + last_pair / share + 1;
+    int64_t first = job.pos0 + pair0 / share + 1, last = job.pos0 + (job.is_block ? job.n : last_pair / share + 1);
     first = job.window > 0 && first > job.window ? first - job.window : 0;
 
     for (int64_t base = first / KEYS * KEYS; base < last; base += KEYS) {
@@ -158,15 +161,27 @@ static __global__ void attention_kernel(attention_job job)
     }
 }
 
-mq_status attention(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads, const float *sink,
-                    int window, int64_t n, int64_t pos0, mq_err *err)
+static mq_status attend(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads, const float *sink,
+                        int window, bool is_block, int64_t n, int64_t pos0, mq_err *err)
 {
-    attention_job job = {out, q, sink, *kv, n_heads, window, n, pos0, (float)(1.0 / sqrt((double)kv->head_dim))};
+    attention_job job = {out,  q, sink, *kv, n_heads, window, is_block, n, pos0, (float)(1.0 / sqrt((double)kv->head_dim))};
     int share = n_heads / kv->n_kv_heads, stride = kv->head_dim | 1;
     int tile_floats = KEYS * (stride > kv->v_head_dim ? stride : kv->v_head_dim);
     size_t floats = (size_t)(PAIRS * (kv->head_dim + kv->v_head_dim + KEYS) + tile_floats);
     return launch(dev, err, "attention", attention_kernel,
                   dim3(n_blocks(n * share, PAIRS, INT32_MAX), (unsigned)kv->n_kv_heads), THREADS, floats * sizeof *q, job);
+}
+
+mq_status attention(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads, const float *sink,
+                    int window, int64_t n, int64_t pos0, mq_err *err)
+{
+    return attend(dev, out, q, kv, n_heads, sink, window, false, n, pos0, err);
+}
+
+mq_status attention_block(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads, const float *sink,
+                          int window, int64_t n, int64_t pos0, mq_err *err)
+{
+    return attend(dev, out, q, kv, n_heads, sink, window, true, n, pos0, err);
 }
 
 } // namespace mq_cuda

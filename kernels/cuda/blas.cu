@@ -19,8 +19,7 @@ struct blas {
     decltype(&cublasSetStream_v2) set_stream;
     decltype(&cublasSetMathMode) set_math_mode;
     decltype(&cublasSgemm_v2) sgemm;
-    decltype(&cublasSsyrkx) ssyrkx;
-    decltype(&cublasSsymm_v2) ssymm;
+    decltype(&cublasSsyrk_v2) ssyrk;
     decltype(&cublasStrsm_v2) strsm;
 };
 
@@ -67,7 +66,7 @@ static mq_status open_blas(mq_dev *dev, blas *b, mq_err *err)
         return mq_fail(err, MQ_E_DEVICE, "cuda %d: %s", dev->ordinal, dlerror());
     if (!FIND(b, create, cublasCreate_v2) || !FIND(b, destroy, cublasDestroy_v2) ||
         !FIND(b, set_stream, cublasSetStream_v2) || !FIND(b, set_math_mode, cublasSetMathMode) ||
-        !FIND(b, sgemm, cublasSgemm_v2) || !FIND(b, ssyrkx, cublasSsyrkx) || !FIND(b, ssymm, cublasSsymm_v2) ||
+        !FIND(b, sgemm, cublasSgemm_v2) || !FIND(b, ssyrk, cublasSsyrk_v2) ||
         !FIND(b, strsm, cublasStrsm_v2))
         return mq_fail(err, MQ_E_DEVICE, "cuda %d: cuBLAS lacks a function: %s", dev->ordinal, dlerror());
     MQ_TRY(check_blas(dev, b->create(&b->handle), "cublasCreate", err));
@@ -90,68 +89,55 @@ static mq_status need(mq_dev *dev, mq_err *err)
     return st;
 }
 
-static mq_status gemm(mq_dev *dev, const char *what, bool transpose_b, float *c, int64_t ldc, const float *a, int64_t lda,
-                      const float *b, int64_t ldb, int64_t m, int64_t n, int64_t k, float alpha, float beta, mq_err *err)
+mq_status gemm(mq_dev *dev, const char *what, bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha,
+               const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc, mq_err *err)
 {
+    if (m == 0 || n == 0)
+        return MQ_OK;
     MQ_TRY(need(dev, err));
     return check_blas(dev,
-                      dev->blas->sgemm(dev->blas->handle, transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, CUBLAS_OP_N, (int)n,
-                                       (int)m, (int)k, &alpha, b, (int)ldb, a, (int)lda, &beta, c, (int)ldc),
+                      dev->blas->sgemm(dev->blas->handle, tb ? CUBLAS_OP_T : CUBLAS_OP_N, ta ? CUBLAS_OP_T : CUBLAS_OP_N,
+                                       (int)n, (int)m, (int)k, &alpha, b, (int)ldb, a, (int)lda, &beta, c, (int)ldc),
                       what, err);
 }
 
-mq_status gemm_nt(mq_dev *dev, const char *what, float *c, int64_t ldc, const float *a, int64_t lda, const float *b,
-                  int64_t ldb, int64_t m, int64_t n, int64_t k, float alpha, float beta, mq_err *err)
-{
-    return gemm(dev, what, true, c, ldc, a, lda, b, ldb, m, n, k, alpha, beta, err);
-}
-
-mq_status gemm_nn(mq_dev *dev, const char *what, float *c, int64_t ldc, const float *a, int64_t lda, const float *b,
-                  int64_t ldb, int64_t m, int64_t n, int64_t k, float alpha, float beta, mq_err *err)
-{
-    return gemm(dev, what, false, c, ldc, a, lda, b, ldb, m, n, k, alpha, beta, err);
-}
-
-mq_status syrk_tn(mq_dev *dev, const char *what, float *c, int64_t ldc, const float *a, const float *b, int64_t ld,
-                  int64_t n, int64_t k, float alpha, float beta, mq_err *err)
-{
-    MQ_TRY(need(dev, err));
-    return check_blas(dev,
-                      dev->blas->ssyrkx(dev->blas->handle, CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_N, (int)n, (int)k, &alpha, a,
-                                        (int)ld, b, (int)ld, &beta, c, (int)ldc),
-                      what, err);
-}
-
-mq_status syrk_nt(mq_dev *dev, const char *what, float *c, int64_t ldc, const float *a, int64_t lda, int64_t n,
-                  int64_t k, float alpha, float beta, mq_err *err)
-{
-    MQ_TRY(need(dev, err));
-    return check_blas(dev,
-                      dev->blas->ssyrkx(dev->blas->handle, CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_T, (int)n, (int)k, &alpha, a,
-                                        (int)lda, a, (int)lda, &beta, c, (int)ldc),
-                      what, err);
-}
-
-mq_status symm(mq_dev *dev, const char *what, float *c, const float *a, const float *s, int64_t m, int64_t n,
-               mq_err *err)
-{
-    const float one = 1.0f, zero = 0.0f;
-    MQ_TRY(need(dev, err));
-    return check_blas(dev,
-                      dev->blas->ssymm(dev->blas->handle, CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_UPPER, (int)n, (int)m, &one,
-                                       s, (int)n, a, (int)n, &zero, c, (int)n),
-                      what, err);
-}
-
-/* Row-major x l^-T is column-major L^-1 X with L stored as its transpose, an upper triangle. */
-mq_status trsm(mq_dev *dev, const char *what, float *x, int64_t ldx, const float *l, int64_t ldl, int64_t m, int64_t n,
-               mq_err *err)
+static mq_status syrk(mq_dev *dev, const char *what, cublasFillMode_t fill, cublasOperation_t op, int64_t n, int64_t k,
+                      float alpha, const float *a, int64_t lda, float *c, int64_t ldc, mq_err *err)
 {
     const float one = 1.0f;
+    if (n == 0)
+        return MQ_OK;
+    MQ_TRY(need(dev, err));
+    return check_blas(
+        dev, dev->blas->ssyrk(dev->blas->handle, fill, op, (int)n, (int)k, &alpha, a, (int)lda, &one, c, (int)ldc), what,
+        err);
+}
+
+mq_status syrk_tn_add(mq_dev *dev, const char *what, int64_t n, int64_t k, const float *a, int64_t lda, float *c,
+                      int64_t ldc, mq_err *err)
+{
+    return syrk(dev, what, CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_N, n, k, 1.0f, a, lda, c, ldc, err);
+}
+
+mq_status syrk_nt_subtract(mq_dev *dev, const char *what, int64_t n, int64_t k, const float *a, int64_t lda, float *c,
+                           int64_t ldc, mq_err *err)
+{
+    return syrk(dev, what, CUBLAS_FILL_MODE_LOWER, CUBLAS_OP_T, n, k, -1.0f, a, lda, c, ldc, err);
+}
+
+/* Row-major u is column-major l = u^T, lower; x u^-1 is l^-1 x^T there. */
+mq_status trsm_upper(mq_dev *dev, const char *what, bool transposed, bool unit, int64_t m, int64_t n, const float *u,
+                     int64_t ldu, float *x, int64_t ldx, mq_err *err)
+{
+    const float one = 1.0f;
+    if (m == 0 || n == 0)
+        return MQ_OK;
     MQ_TRY(need(dev, err));
     return check_blas(dev,
-                      dev->blas->strsm(dev->blas->handle, CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_T,
-                                       CUBLAS_DIAG_NON_UNIT, (int)n, (int)m, &one, l, (int)ldl, x, (int)ldx),
+                      dev->blas->strsm(dev->blas->handle, CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_LOWER,
+                                       transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+                                       unit ? CUBLAS_DIAG_UNIT : CUBLAS_DIAG_NON_UNIT, (int)n, (int)m, &one, u, (int)ldu, x,
+                                       (int)ldx),
                       what, err);
 }
 

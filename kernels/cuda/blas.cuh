@@ -8,28 +8,22 @@ namespace mq_cuda {
 
 void blas_close(mq_dev *dev);
 
-/* c [m, n] = alpha a [m, k] b^T + beta c, b [n, k] (gemm_nt) or b [k, n] without the transposition (gemm_nn); leading
- * dimensions in floats.  beta = 0 does not read c.  what names the operation in errors. */
-mq_status gemm_nt(mq_dev *dev, const char *what, float *c, int64_t ldc, const float *a, int64_t lda, const float *b,
-                  int64_t ldb, int64_t m, int64_t n, int64_t k, float alpha, float beta, mq_err *err);
-mq_status gemm_nn(mq_dev *dev, const char *what, float *c, int64_t ldc, const float *a, int64_t lda, const float *b,
-                  int64_t ldb, int64_t m, int64_t n, int64_t k, float alpha, float beta, mq_err *err);
+/* c [m, n] = alpha op(a) op(b) + beta c with op(a) [m, k], op(b) [k, n], transposed where ta, tb; leading dimensions in
+ * floats.  beta = 0 does not read c.  what names the operation in errors. */
+mq_status gemm(mq_dev *dev, const char *what, bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha,
+               const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc, mq_err *err);
 
-/* Lower triangle of c [n, n] = alpha a^T b + beta c, a and b [k, n] with a^T b symmetric. */
-mq_status syrk_tn(mq_dev *dev, const char *what, float *c, int64_t ldc, const float *a, const float *b, int64_t ld,
-                  int64_t n, int64_t k, float alpha, float beta, mq_err *err);
+/* Lower triangle of c [n, n] += a^T a, a [k, n]. */
+mq_status syrk_tn_add(mq_dev *dev, const char *what, int64_t n, int64_t k, const float *a, int64_t lda, float *c,
+                      int64_t ldc, mq_err *err);
 
-/* Lower triangle of c [n, n] = alpha a a^T + beta c, a [n, k]. */
-mq_status syrk_nt(mq_dev *dev, const char *what, float *c, int64_t ldc, const float *a, int64_t lda, int64_t n,
-                  int64_t k, float alpha, float beta, mq_err *err);
+/* Upper triangle of c [n, n] -= a a^T, a [n, k]. */
+mq_status syrk_nt_subtract(mq_dev *dev, const char *what, int64_t n, int64_t k, const float *a, int64_t lda, float *c,
+                           int64_t ldc, mq_err *err);
 
-/* c [m, n] = a [m, n] s, s [n, n] symmetric with its lower triangle stored. */
-mq_status symm(mq_dev *dev, const char *what, float *c, const float *a, const float *s, int64_t m, int64_t n,
-               mq_err *err);
-
-/* x [m, n] = x l^-T, l [n, n] lower triangular. */
-mq_status trsm(mq_dev *dev, const char *what, float *x, int64_t ldx, const float *l, int64_t ldl, int64_t m, int64_t n,
-               mq_err *err);
+/* x [m, n] = x u^-1, or x u^-T when transposed; u [n, n] upper triangular, its diagonal taken as 1 when unit. */
+mq_status trsm_upper(mq_dev *dev, const char *what, bool transposed, bool unit, int64_t m, int64_t n, const float *u,
+                     int64_t ldu, float *x, int64_t ldx, mq_err *err);
 
 } // namespace mq_cuda
 

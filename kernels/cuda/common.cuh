@@ -19,7 +19,7 @@ namespace mq_cuda {
 struct blas;
 
 /* Buffers that grow on demand and are kept until the device closes. */
-enum workspace_slot { WS_WEIGHTS, WS_STATS, WS_MATRIX_A, WS_MATRIX_B, WS_COUNT };
+enum workspace_slot { WS_WEIGHTS, WS_STATS, WS_MOMENT, WS_ROWS, WS_SUMS, WS_SMALL, WS_COUNT };
 } // namespace mq_cuda
 
 struct mq_dev {
@@ -143,17 +143,49 @@ mq_status kv_store(mq_dev *dev, const mq_kv *kv, const float *k, const float *v,
                    mq_err *err);
 mq_status attention(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads, const float *sink,
                     int window, int64_t n, int64_t pos0, mq_err *err);
+mq_status attention_block(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads, const float *sink,
+                          int window, int64_t n, int64_t pos0, mq_err *err);
 mq_status route(mq_dev *dev, int32_t *ids, float *coef, float *margin, const float *logits, const float *bias, int64_t n,
                 int n_experts, int topk, bool norm, float scaling, mq_err *err);
 mq_status gather(mq_dev *dev, float *out, const float *src, const int32_t *index, int64_t n, int64_t cols, mq_err *err);
+mq_status put_cols(mq_dev *dev, float *y, int64_t y_cols, int64_t col0, const float *x, int64_t n, int64_t cols,
+                   mq_err *err);
 mq_status scatter_add(mq_dev *dev, float *y, const float *x, const int32_t *index, const float *coef, int64_t n,
                       int64_t cols, mq_err *err);
 mq_status add(mq_dev *dev, float *y, const float *x, int64_t count, mq_err *err);
 mq_status axpby(mq_dev *dev, float *y, float a, const float *x, float b, int64_t count, mq_err *err);
 mq_status sample(mq_dev *dev, int32_t *tokens, const float *logits, const mq_sampling *s, int64_t n, int64_t vocab,
                  int64_t pos0, mq_err *err);
+mq_status top(mq_dev *dev, int32_t *tokens, float *prob, const float *logits, int64_t n, int64_t vocab, mq_err *err);
 mq_status logit_stats(mq_dev *dev, mq_logit_stats *stats, const float *a, const float *b, const int32_t *targets,
                       int64_t n, int64_t vocab, mq_err *err);
+
+mq_status gram(mq_dev *dev, float *g, const float *x, const float *weight, int64_t n, int64_t cols, mq_err *err);
+mq_status cross(mq_dev *dev, float *c, const float *x, const float *y, const float *weight, int64_t n, int64_t cols,
+                int64_t y_cols, mq_err *err);
+mq_status diag(mq_dev *dev, float *out, const float *g, int64_t n, mq_err *err);
+mq_status factor(mq_dev *dev, float *a, float *d, const float *g, const int32_t *perm, float ridge, int64_t n,
+                 mq_err *err);
+mq_status solve(mq_dev *dev, float *x, const float *y, const float *a, const float *d, const int32_t *perm, int64_t rows,
+                int64_t n, mq_err *err);
+mq_status search_scales(mq_dev *dev, float *scale, const float *w, const float *omega, int64_t rows, int64_t cols,
+                        int group, mq_err *err);
+mq_status nearest(mq_dev *dev, uint8_t *codes, const float *w, const float *scale, int64_t rows, int64_t cols, int group,
+                  mq_err *err);
+mq_status weight_error(mq_dev *dev, double *err2, double *norm2, const uint8_t *codes, const float *w,
+                       const float *scale, int64_t rows, int64_t cols, int group, mq_err *err);
+mq_status ldlq(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const float *scale, const float *a,
+               const float *d, const int32_t *perm, int64_t rows, int64_t cols, int group, mq_err *err);
+mq_status quant_loss(mq_dev *dev, float *loss, float *norm, const uint8_t *codes, const float *w, const float *scale,
+                     const float *g, int64_t rows, int64_t cols, int group, mq_err *err);
+mq_status refit_scales(mq_dev *dev, float *scale, float *loss, const uint8_t *codes, const float *w, const float *g,
+                       int64_t rows, int64_t cols, int group, mq_err *err);
+mq_status descend(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const float *scale, const float *g,
+                  int n_passes, int64_t rows, int64_t cols, int group, mq_err *err);
+mq_status keep_better(mq_dev *dev, uint8_t *codes, float *scale, float *loss, int64_t *n_kept, const uint8_t *codes_new,
+                      const float *scale_new, const float *loss_new, int64_t rows, int64_t cols, int group, mq_err *err);
+mq_status pack_units(mq_dev *dev, uint8_t *units, const uint8_t *codes_a, const float *scale_a, const uint8_t *codes_b,
+                     const float *scale_b, int64_t rows, int64_t cols, int group, mq_err *err);
 
 } // namespace mq_cuda
 

@@ -105,8 +105,8 @@ static mq_status alloc(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err)
     return check(dev, e, "alloc", err);
 }
 
-static mq_status copy(mq_dev *dev, void *dst, const void *src, int64_t n_bytes, cudaMemcpyKind kind, const char *what,
-                      mq_err *err)
+static mq_status transfer(mq_dev *dev, void *dst, const void *src, int64_t n_bytes, cudaMemcpyKind kind,
+                          const char *what, mq_err *err)
 {
     if (n_bytes <= 0)
         return MQ_OK;
@@ -120,12 +120,22 @@ static mq_status copy(mq_dev *dev, void *dst, const void *src, int64_t n_bytes, 
 
 static mq_status upload(mq_dev *dev, void *dst, const void *src_host, int64_t n_bytes, mq_err *err)
 {
-    return copy(dev, dst, src_host, n_bytes, cudaMemcpyHostToDevice, "upload", err);
+    return transfer(dev, dst, src_host, n_bytes, cudaMemcpyHostToDevice, "upload", err);
 }
 
 mq_status download(mq_dev *dev, void *dst_host, const void *src, int64_t n_bytes, mq_err *err)
 {
-    return copy(dev, dst_host, src, n_bytes, cudaMemcpyDeviceToHost, "download", err);
+    return transfer(dev, dst_host, src, n_bytes, cudaMemcpyDeviceToHost, "download", err);
+}
+
+static mq_status copy(mq_dev *dev, void *dst, const void *src, int64_t n_bytes, mq_err *err)
+{
+    if (n_bytes <= 0)
+        return MQ_OK;
+    cudaError_t e = cudaSetDevice(dev->ordinal);
+    if (e == cudaSuccess)
+        e = cudaMemcpyAsync(dst, src, (size_t)n_bytes, cudaMemcpyDeviceToDevice, dev->stream);
+    return check(dev, e, "copy", err);
 }
 
 static mq_status dev_sync(mq_dev *dev, mq_err *err)
@@ -162,22 +172,40 @@ static constexpr mq_kernels table()
     t.upload = upload;
     t.download = download;
     t.dev_sync = dev_sync;
-    t.rmsnorm = rmsnorm;
-    t.swiglu = swiglu;
-    t.widen = widen;
+    t.linear = linear;
+    t.linear_fixed = linear_fixed;
     t.embed = embed;
-    t.gather = gather;
-    t.scatter_add = scatter_add;
-    t.add = add;
-    t.axpby = axpby;
+    t.rmsnorm = rmsnorm;
     t.rope = rope;
     t.kv_store = kv_store;
     t.attention = attention;
+    t.attention_block = attention_block;
+    t.swiglu = swiglu;
     t.route = route;
+    t.gather = gather;
+    t.put_cols = put_cols;
+    t.scatter_add = scatter_add;
+    t.add = add;
     t.sample = sample;
+    t.top = top;
     t.logit_stats = logit_stats;
-    t.linear = linear;
-    t.linear_fixed = linear_fixed;
+    t.copy = copy;
+    t.widen = widen;
+    t.axpby = axpby;
+    t.gram = gram;
+    t.cross = cross;
+    t.diag = diag;
+    t.factor = factor;
+    t.solve = solve;
+    t.search_scales = search_scales;
+    t.nearest = nearest;
+    t.weight_error = weight_error;
+    t.ldlq = ldlq;
+    t.quant_loss = quant_loss;
+    t.refit_scales = refit_scales;
+    t.descend = descend;
+    t.keep_better = keep_better;
+    t.pack_units = pack_units;
     return t;
 }
 

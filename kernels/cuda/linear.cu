@@ -16,8 +16,8 @@ mq_status linear(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int6
     if (w->rows == 0)
         return MQ_OK;
     if (w->scheme == MQ_SCHEME_F32)
-        return gemm_nt(dev, "linear", y, w->rows, x, w->cols, (const float *)w->data, w->cols, n, w->rows, w->cols, 1.0f,
-                       0.0f, err);
+        return gemm(dev, "linear", false, true, n, w->rows, w->cols, 1.0f, x, w->cols, (const float *)w->data, w->cols, 0.0f,
+                    y, w->rows, err);
     int64_t block = WIDE_FLOATS / w->cols / ROWS_AT_LEAST * ROWS_AT_LEAST;
     block = block < ROWS_AT_LEAST ? ROWS_AT_LEAST : block;
     block = block < w->rows ? block : w->rows;
@@ -27,7 +27,8 @@ mq_status linear(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int6
     for (int64_t row0 = 0; row0 < w->rows; row0 += block) {
         int64_t rows = w->rows - row0 < block ? w->rows - row0 : block;
         MQ_TRY(widen(dev, wide, w, row0, rows, err));
-        MQ_TRY(gemm_nt(dev, "linear", y + row0, w->rows, x, w->cols, wide, w->cols, n, rows, w->cols, 1.0f, 0.0f, err));
+        MQ_TRY(gemm(dev, "linear", false, true, n, rows, w->cols, 1.0f, x, w->cols, wide, w->cols, 0.0f, y + row0, w->rows,
+                    err));
     }
     return MQ_OK;
 }

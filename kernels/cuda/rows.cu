@@ -1,4 +1,4 @@
-/* Operations that move or add rows: gather, scatter-add, add, axpby.  A thread an element. */
+/* Operations that move or add rows: gather, columns, scatter-add, add, axpby.  A thread an element. */
 #include "kernels/cuda/common.cuh"
 
 namespace mq_cuda {
@@ -20,6 +20,19 @@ static __global__ void gather_kernel(float *out, const float *src, const int32_t
 mq_status gather(mq_dev *dev, float *out, const float *src, const int32_t *index, int64_t n, int64_t cols, mq_err *err)
 {
     return launch(dev, err, "gather", gather_kernel, grid_of(n, cols), THREADS, 0, out, src, index, n, cols);
+}
+
+static __global__ void put_cols_kernel(float *y, int64_t y_cols, int64_t col0, const float *x, int64_t n, int64_t cols)
+{
+    for (int64_t i = blockIdx.y; i < n; i += gridDim.y)
+        for (int64_t k = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; k < cols; k += (int64_t)gridDim.x * blockDim.x)
+            y[i * y_cols + col0 + k] = x[i * cols + k];
+}
+
+mq_status put_cols(mq_dev *dev, float *y, int64_t y_cols, int64_t col0, const float *x, int64_t n, int64_t cols,
+                   mq_err *err)
+{
+    return launch(dev, err, "put_cols", put_cols_kernel, grid_of(n, cols), THREADS, 0, y, y_cols, col0, x, n, cols);
 }
 
 static __global__ void scatter_add_kernel(float *y, const float *x, const int32_t *index, const float *coef, int64_t n,

@@ -1,4 +1,4 @@
-/* Two rows of logits compared over the whole vocabulary, a block a row: exact log-softmax, exponentials and sums in
+/* The best of a row of logits, and two rows compared, over the whole vocabulary, a block a row: exact log-softmax, exponentials and sums in
  * double.  KL(a || b) = sum p_a (a - b) - lse_a + lse_b. */
 #include "kernels/cuda/common.cuh"
 
@@ -16,6 +16,26 @@ static __device__ ranked first_largest(const float *x, int64_t vocab)
     top = block_best(top);
     top.id = top.id == INT32_MAX ? 0 : top.id;
     return top;
+}
+
+static __global__ void top_kernel(int32_t *tokens, float *prob, const float *logits, int64_t vocab)
+{
+    const float *x = logits + blockIdx.x * vocab;
+    ranked best = first_largest(x, vocab);
+    double sum = 0.0;
+    for (int64_t k = threadIdx.x; k < vocab; k += THREADS)
+        sum += exp((double)x[k] - (double)best.value);
+    sum = block_sum(sum);
+    if (threadIdx.x)
+        return;
+    double p = isfinite(best.value) ? 1.0 / sum : 0.0;
+    tokens[blockIdx.x] = best.id;
+    prob[blockIdx.x] = p > 0.0 && p <= 1.0 ? (float)p : 0.0f; /* NaN logits may make the sum anything */
+}
+
+mq_status top(mq_dev *dev, int32_t *tokens, float *prob, const float *logits, int64_t n, int64_t vocab, mq_err *err)
+{
+    return launch(dev, err, "top", top_kernel, n_blocks(n, 1, INT32_MAX), THREADS, 0, tokens, prob, logits, vocab);
 }
 
 static __global__ void logit_stats_kernel(mq_logit_stats *stats, const float *all_a, const float *all_b,

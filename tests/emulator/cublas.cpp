@@ -10,6 +10,34 @@ float at(const float *a, int lda, cublasOperation_t op, int row, int col)
     return op == CUBLAS_OP_N ? a[row + (int64_t)col * lda] : a[col + (int64_t)row * lda];
 }
 
+/* op(a) [rows, k] with each row in one piece; for the second factor of a product, its columns are the rows. */
+std::vector<float> rows_of(const float *a, int lda, cublasOperation_t op, int rows, int k)
+{
+    std::vector<float> out((size_t)rows * (size_t)k);
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < k; i++)
+            out[(size_t)r * (size_t)k + (size_t)i] = at(a, lda, op, r, i);
+    return out;
+}
+
+/* Eight interleaved sums: the order is nobody's promise. */
+double dot(const float *a, const float *b, int k)
+{
+    double sum[8] = {};
+    int i = 0;
+    for (; i + 8 <= k; i += 8)
+        for (int l = 0; l < 8; l++)
+            sum[l] += (double)a[i + l] * (double)b[i + l];
+    for (; i < k; i++)
+        sum[0] += (double)a[i] * (double)b[i];
+    return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
+}
+
+cublasOperation_t other(cublasOperation_t op)
+{
+    return op == CUBLAS_OP_N ? CUBLAS_OP_T : CUBLAS_OP_N;
+}
+
 /* beta = 0 does not read c. */
 void put(float *c, double sum, float alpha, float beta)
 {
@@ -51,48 +79,23 @@ cublasStatus_t cublasSgemm_v2(cublasHandle_t, cublasOperation_t ta, cublasOperat
 {
     if (m < 0 || n < 0 || k < 0 || ldc < (m > 1 ? m : 1))
         return CUBLAS_STATUS_INVALID_VALUE;
+    std::vector<float> x = rows_of(a, lda, ta, m, k), y = rows_of(b, ldb, other(tb), n, k);
     for (int col = 0; col < n; col++)
-        for (int row = 0; row < m; row++) {
-            double sum = 0.0;
-            for (int i = 0; i < k; i++)
-                sum += (double)at(a, lda, ta, row, i) * (double)at(b, ldb, tb, i, col);
-            put(&c[row + (int64_t)col * ldc], sum, *alpha, *beta);
-        }
+        for (int row = 0; row < m; row++)
+            put(&c[row + (int64_t)col * ldc], dot(&x[(size_t)row * (size_t)k], &y[(size_t)col * (size_t)k], k), *alpha,
+                *beta);
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasSsyrkx(cublasHandle_t, cublasFillMode_t uplo, cublasOperation_t trans, int n, int k,
-                            const float *alpha, const float *a, int lda, const float *b, int ldb, const float *beta,
-                            float *c, int ldc)
+cublasStatus_t cublasSsyrk_v2(cublasHandle_t, cublasFillMode_t uplo, cublasOperation_t trans, int n, int k,
+                              const float *alpha, const float *a, int lda, const float *beta, float *c, int ldc)
 {
-    cublasOperation_t other = trans == CUBLAS_OP_N ? CUBLAS_OP_T : CUBLAS_OP_N;
+    std::vector<float> x = rows_of(a, lda, trans, n, k);
     for (int col = 0; col < n; col++)
-        for (int row = 0; row < n; row++) {
-            double sum = 0.0;
-            if (!in_triangle(uplo, row, col))
-                continue;
-            for (int i = 0; i < k; i++)
-                sum += (double)at(a, lda, trans, row, i) * (double)at(b, ldb, other, i, col);
-            put(&c[row + (int64_t)col * ldc], sum, *alpha, *beta);
-        }
-    return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t cublasSsymm_v2(cublasHandle_t, cublasSideMode_t side, cublasFillMode_t uplo, int m, int n,
-                              const float *alpha, const float *a, int lda, const float *b, int ldb, const float *beta,
-                              float *c, int ldc)
-{
-    int order = side == CUBLAS_SIDE_LEFT ? m : n;
-    for (int col = 0; col < n; col++)
-        for (int row = 0; row < m; row++) {
-            double sum = 0.0;
-            for (int i = 0; i < order; i++) {
-                int r = side == CUBLAS_SIDE_LEFT ? row : i, s = side == CUBLAS_SIDE_LEFT ? i : col;
-                double v = (double)(in_triangle(uplo, r, s) ? a[r + (int64_t)s * lda] : a[s + (int64_t)r * lda]);
-                sum += v * (double)(side == CUBLAS_SIDE_LEFT ? b[i + (int64_t)col * ldb] : b[row + (int64_t)i * ldb]);
-            }
-            put(&c[row + (int64_t)col * ldc], sum, *alpha, *beta);
-        }
+        for (int row = 0; row < n; row++)
+            if (in_triangle(uplo, row, col))
+                put(&c[row + (int64_t)col * ldc], dot(&x[(size_t)row * (size_t)k], &x[(size_t)col * (size_t)k], k),
+                    *alpha, *beta);
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -106,17 +109,18 @@ cublasStatus_t cublasStrsm_v2(cublasHandle_t, cublasSideMode_t side, cublasFillM
     /* the matrix to solve with, in the form op'(A) x = b */
     cublasOperation_t op = left == (trans == CUBLAS_OP_N) ? CUBLAS_OP_N : CUBLAS_OP_T;
     bool forward = (uplo == CUBLAS_FILL_MODE_LOWER) == (op == CUBLAS_OP_N);
+    std::vector<float> t = rows_of(a, lda, op, order, order);
     std::vector<double> x((size_t)order);
     for (int s = 0; s < systems; s++) {
         for (int k = 0; k < order; k++) {
-            int i = forward ? k : order - 1 - k;
+            int i = forward ? k : order - 1 - k, first = forward ? 0 : i + 1, end = forward ? i : order;
             int64_t where = left ? i + (int64_t)s * ldb : s + (int64_t)i * ldb;
-            double sum = (double)*alpha * (double)b[where];
-            for (int p = 0; p < k; p++) {
-                int j = forward ? p : order - 1 - p;
-                sum -= (double)at(a, lda, op, i, j) * x[(size_t)j];
-            }
-            x[(size_t)i] = diag == CUBLAS_DIAG_UNIT ? sum : sum / (double)at(a, lda, op, i, i);
+            const float *row = &t[(size_t)i * (size_t)order];
+            double sum[4] = {};
+            for (int j = first; j < end; j++)
+                sum[j % 4] += (double)row[j] * x[(size_t)j];
+            double rest = (double)*alpha * (double)b[where] - ((sum[0] + sum[1]) + (sum[2] + sum[3]));
+            x[(size_t)i] = diag == CUBLAS_DIAG_UNIT ? rest : rest / (double)row[i];
             b[where] = (float)x[(size_t)i];
         }
     }

@@ -72,17 +72,23 @@ static void free_setup(setup *t)
     drop(t->dev.v);
 }
 
-/* Rows pos0 .. pos0 + n - 1 on the GPU, out [n, n_heads * v_dim] on the host. */
-static void run(float *out, const shape *s, const setup *t, int64_t n, int64_t pos0)
+/* Rows pos0 .. pos0 + n - 1 on the GPU, out [n, n_heads * v_dim] on the host; is_block: attention_block. */
+static void run_kind(float *out, const shape *s, const setup *t, bool is_block, int64_t n, int64_t pos0)
 {
     int64_t q_cols = (int64_t)s->n_heads * s->head_dim, o_cols = (int64_t)s->n_heads * s->v_dim;
     float *dq = put_floats(t->q + pos0 * q_cols, n * q_cols), *dout = put_floats(NULL, n * o_cols);
     float *ds = put_floats(t->sink, s->n_heads);
-    mq_assert_ok(gpu->attention(gpu_dev, dout, dq, &t->dev, s->n_heads, s->sink ? ds : NULL, s->window, n, pos0, &err),
+    mq_assert_ok((is_block ? gpu->attention_block : gpu->attention)(gpu_dev, dout, dq, &t->dev, s->n_heads,
+                                                                    s->sink ? ds : NULL, s->window, n, pos0, &err),
                  &err);
     take(out, dout, n * o_cols * 4);
     drop(dq);
     drop(ds);
+}
+
+static void run(float *out, const shape *s, const setup *t, int64_t n, int64_t pos0)
+{
+    run_kind(out, s, t, false, n, pos0);
 }
 
 START_TEST(the_ring_holds_the_same_bits)
@@ -102,24 +108,36 @@ START_TEST(the_ring_holds_the_same_bits)
 }
 END_TEST
 
-START_TEST(attention_agrees)
+static void check_attention(bool is_block)
 {
     for (int c = 0; c < N_SHAPES; c++) {
         const shape *s = &shapes[c];
         setup t = make_setup(s);
         int64_t count = s->n * s->n_heads * s->v_dim, pos0 = s->total - s->n;
         float *y = floats(count), *z = floats(count);
-        mq_assert_ok(cpu->attention(cpu_dev, y, t.q + pos0 * s->n_heads * s->head_dim, &t.host, s->n_heads,
-                                    s->sink ? t.sink : NULL, s->window, s->n, pos0, &err), &err);
-        run(z, s, &t, s->n, pos0);
+        mq_assert_ok((is_block ? cpu->attention_block : cpu->attention)(
+                         cpu_dev, y, t.q + pos0 * s->n_heads * s->head_dim, &t.host, s->n_heads, s->sink ? t.sink : NULL,
+                         s->window, s->n, pos0, &err), &err);
+        run_kind(z, s, &t, is_block, s->n, pos0);
         for (int64_t i = 0; i < count; i++) /* both are within 4e-6 of sums in double */
             ck_assert_msg(fabs((double)y[i] - (double)z[i]) < 8e-6, "shape %d, element %d: %g, expected %g", c, (int)i,
                           (double)z[i], (double)y[i]);
-        run(z, s, &t, 0, pos0);
+        run_kind(z, s, &t, is_block, 0, pos0);
         free(y);
         free(z);
         free_setup(&t);
     }
+}
+
+START_TEST(attention_agrees)
+{
+    check_attention(false);
+}
+END_TEST
+
+START_TEST(attention_of_a_block_agrees)
+{
+    check_attention(true);
 }
 END_TEST
 
@@ -187,6 +205,7 @@ static Suite *suite(void)
     TCase *t = tcase_create("all");
     tcase_add_test(t, the_ring_holds_the_same_bits);
     tcase_add_test(t, attention_agrees);
+    tcase_add_test(t, attention_of_a_block_agrees);
     tcase_add_test(t, a_row_has_the_same_bits_alone_and_in_company);
     tcase_add_test(t, more_rows_than_slots_keep_the_last);
     tcase_add_test(t, rope_agrees);

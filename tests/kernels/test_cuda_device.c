@@ -1,5 +1,18 @@
-/* The CUDA device: what it refuses and says, memory, copies. */
+/* The CUDA device: what it refuses and says, memory, copies, and that every operation of the table is there. */
 #include "tests/kernels/cuda_test.h"
+
+START_TEST(every_operation_is_there)
+{
+    /* after the name the table is function pointers alone */
+    enum { N = (sizeof(mq_kernels) - offsetof(mq_kernels, dev_open)) / sizeof(void *) };
+    for (int i = 0; i < N; i++) {
+        void *p;
+        memcpy(&p, (const char *)gpu + offsetof(mq_kernels, dev_open) + (size_t)i * sizeof p, sizeof p);
+        ck_assert_msg(p != NULL, "operation %d of %d is missing", i, (int)N);
+    }
+    ck_assert_str_eq(gpu->name, "cuda");
+}
+END_TEST
 
 START_TEST(the_emulator_has_no_public_name)
 {
@@ -21,6 +34,10 @@ START_TEST(memory_is_zeroed_and_copies_come_back)
         for (int i = 0; i < n; i++)
             pattern[i] = (unsigned char)(i * 7);
         mq_assert_ok(gpu->upload(gpu_dev, p, pattern, n, &err), &err);
+        void *q = put(NULL, n);
+        mq_assert_ok(gpu->copy(gpu_dev, q, p, n, &err), &err);
+        take(back, q, n);
+        ck_assert(same_bytes(back, pattern, n));
         take(back, p, n);
         ck_assert(same_bytes(back, pattern, n));
     }
@@ -84,6 +101,7 @@ static Suite *suite(void)
 {
     Suite *s = suite_create("cuda_device");
     TCase *t = tcase_create("all");
+    tcase_add_test(t, every_operation_is_there);
     tcase_add_test(t, the_emulator_has_no_public_name);
     tcase_add_test(t, memory_is_zeroed_and_copies_come_back);
     tcase_add_test(t, what_is_not_there_is_refused);

@@ -118,6 +118,35 @@ START_TEST(equal_logits_keep_the_lower_ids)
 }
 END_TEST
 
+START_TEST(the_best_and_its_probability_agree)
+{
+    static const int64_t vocabs[] = {1, 2, 31, 512, 515, 3000};
+    enum { N = 5 };
+    for (size_t v = 0; v < sizeof vocabs / sizeof vocabs[0]; v++) {
+        int64_t vocab = vocabs[v];
+        float *x = random_floats(N * vocab, v), want[N], got[N];
+        int32_t want_id[N], got_id[N];
+        for (int64_t i = 0; i < vocab; i++) {
+            x[i] = -INFINITY;
+            x[vocab + i] = NAN;
+            x[2 * vocab + i] = (float)(i % 2);
+        }
+        x[4 * vocab - 1] = INFINITY;
+        float *dx = put_floats(x, N * vocab), *dp = put_floats(NULL, N);
+        int32_t *di = (int32_t *)put(NULL, sizeof got_id);
+        mq_assert_ok(cpu->top(cpu_dev, want_id, want, x, N, vocab, &err), &err);
+        mq_assert_ok(gpu->top(gpu_dev, di, dp, dx, N, vocab, &err), &err);
+        mq_assert_ok(gpu->top(gpu_dev, di, dp, dx, 0, vocab, &err), &err);
+        take(got_id, di, sizeof got_id);
+        take(got, dp, sizeof got);
+        ck_assert(same_bytes(want_id, got_id, sizeof got_id));
+        ck_assert(largest_error(got, want, N, 1e-30) <= 3e-7); /* the CPU's exponentials are F32 */
+        drop(dx);
+        free(x);
+    }
+}
+END_TEST
+
 START_TEST(statistics_agree)
 {
     static const int64_t vocabs[] = {1, 31, 512, 515, 3000};
@@ -159,6 +188,7 @@ static Suite *suite(void)
     tcase_add_test(t, ties_go_to_the_lower_expert);
     tcase_add_test(t, draws_are_equal);
     tcase_add_test(t, equal_logits_keep_the_lower_ids);
+    tcase_add_test(t, the_best_and_its_probability_agree);
     tcase_add_test(t, statistics_agree);
     suite_add_tcase(s, t);
     return s;

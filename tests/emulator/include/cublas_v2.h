@@ -21,12 +21,8 @@ EMU_CUBLAS cublasSetMathMode(cublasHandle_t h, cublasMath_t mode);
 EMU_CUBLAS cublasSgemm_v2(cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k,
                           const float *alpha, const float *a, int lda, const float *b, int ldb, const float *beta,
                           float *c, int ldc);
-EMU_CUBLAS cublasSsyrkx(cublasHandle_t h, cublasFillMode_t uplo, cublasOperation_t trans, int n, int k,
-                        const float *alpha, const float *a, int lda, const float *b, int ldb, const float *beta,
-                        float *c, int ldc);
-EMU_CUBLAS cublasSsymm_v2(cublasHandle_t h, cublasSideMode_t side, cublasFillMode_t uplo, int m, int n,
-                          const float *alpha, const float *a, int lda, const float *b, int ldb, const float *beta,
-                          float *c, int ldc);
+EMU_CUBLAS cublasSsyrk_v2(cublasHandle_t h, cublasFillMode_t uplo, cublasOperation_t trans, int n, int k,
+                          const float *alpha, const float *a, int lda, const float *beta, float *c, int ldc);
 EMU_CUBLAS cublasStrsm_v2(cublasHandle_t h, cublasSideMode_t side, cublasFillMode_t uplo, cublasOperation_t trans,
                           cublasDiagType_t diag, int m, int n, const float *alpha, const float *a, int lda, float *b,
                           int ldb);

@@ -1,0 +1,90 @@
+/* Second moments: weighted sums of x x^T and x y^T by cuBLAS, their diagonal, and both triangles of one.
+ *
+ * Weights enter gram as their square roots times x, cross as factors of x, as on the CPU. */
+#include "kernels/cuda/blas.cuh"
+#include "kernels/cuda/moments.cuh"
+
+namespace mq_cuda {
+
+enum { THREADS = 256, EDGE = 32 };
+
+static __global__ void diag_kernel(float *out, const float *g, int64_t n)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x)
+        out[i] = g[i * n + i];
+}
+
+mq_status diag(mq_dev *dev, float *out, const float *g, int64_t n, mq_err *err)
+{
+    return launch(dev, err, "diag", diag_kernel, n_blocks(n, THREADS), THREADS, 0, out, g, n);
+}
+
+static __global__ void weigh_kernel(float *out, const float *x, const float *weight, bool root, int64_t n, int64_t cols)
+{
+    for (int64_t i = blockIdx.y; i < n; i += gridDim.y) {
+        float factor = root ? sqrtf(weight[i]) : weight[i];
+        for (int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; c < cols; c += (int64_t)gridDim.x * blockDim.x)
+            out[i * cols + c] = factor * x[i * cols + c];
+    }
+}
+
+/* x moves to the weighted rows, where there are weights. */
+static mq_status weigh(mq_dev *dev, const float **x, const float *weight, bool root, int64_t n, int64_t cols, mq_err *err)
+{
+    void *room;
+    if (!weight)
+        return MQ_OK;
+    MQ_TRY(workspace(dev, WS_ROWS, n * cols * (int64_t)sizeof **x, &room, err));
+    MQ_TRY(launch(dev, err, "gram", weigh_kernel, dim3(n_blocks(cols, THREADS), n_blocks(n, 1, GRID_Y_LIMIT)), THREADS, 0,
+                  (float *)room, *x, weight, root, n, cols));
+    *x = (const float *)room;
+    return MQ_OK;
+}
+
+mq_status gram(mq_dev *dev, float *g, const float *x, const float *weight, int64_t n, int64_t cols, mq_err *err)
+{
+    if (n <= 0)
+        return MQ_OK;
+    MQ_TRY(weigh(dev, &x, weight, true, n, cols, err));
+    return syrk_tn_add(dev, "gram", cols, n, x, cols, g, cols, err);
+}
+
+mq_status cross(mq_dev *dev, float *c, const float *x, const float *y, const float *weight, int64_t n, int64_t cols,
+                int64_t y_cols, mq_err *err)
+{
+    if (n <= 0)
+        return MQ_OK;
+    MQ_TRY(weigh(dev, &x, weight, false, n, cols, err));
+    return gemm(dev, "cross", true, false, cols, y_cols, n, 1.0f, x, cols, y, y_cols, 1.0f, c, y_cols, err);
+}
+
+/* Tile (y, x) of the lower triangle to both places, through shared memory so that both are written along rows. */
+static __global__ void mirror_kernel(float *full, const float *g, int64_t n)
+{
+    MQ_SHARED(tile, float[EDGE][EDGE + 1]);
+    int64_t r0 = (int64_t)blockIdx.y * EDGE, c0 = (int64_t)blockIdx.x * EDGE;
+    if (blockIdx.x > blockIdx.y)
+        return;
+    int c = (int)(threadIdx.x % EDGE);
+    for (int r = (int)(threadIdx.x / EDGE); r < EDGE; r += THREADS / EDGE)
+        if (r0 + r < n && c0 + c <= r0 + r) {
+            float v = g[(r0 + r) * n + c0 + c];
+            full[(r0 + r) * n + c0 + c] = v;
+            tile[c][r] = v;
+        }
+    __syncthreads();
+    for (int r = (int)(threadIdx.x / EDGE); r < EDGE; r += THREADS / EDGE)
+        if (r0 + c < n && c0 + r < r0 + c)
+            full[(c0 + r) * n + r0 + c] = tile[r][c];
+}
+
+mq_status mirror(mq_dev *dev, const float **full, const float *g, int64_t n, mq_err *err)
+{
+    void *room;
+    MQ_TRY(workspace(dev, WS_MOMENT, n * n * (int64_t)sizeof *g, &room, err));
+    *full = (const float *)room;
+    unsigned tiles = n_blocks(n, EDGE, GRID_Y_LIMIT);
+    return launch(dev, err, "mirror", mirror_kernel, dim3(tiles, tiles), THREADS, 0, (float *)room, g, n);
+}
+
+} // namespace mq_cuda
