@@ -130,6 +130,8 @@ static __device__ __forceinline__ ranked block_best(ranked a)
 /* ---- the operations, one file a group ---- */
 
 mq_status linear(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err);
+/* Upper bound of what linear keeps of widened weights for matrices [rows, cols] and [cols, rows]. */
+int64_t linear_bytes(int64_t rows, int64_t cols);
 mq_status linear_fixed(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err);
 mq_status widen(mq_dev *dev, float *out, const mq_matrix *w, int64_t row0, int64_t n_rows, mq_err *err);
 mq_status embed(mq_dev *dev, float *out, const mq_matrix *m, const int32_t *ids, int64_t n, mq_err *err);
@@ -164,6 +166,7 @@ mq_status gram(mq_dev *dev, float *g, const float *x, const float *weight, int64
 mq_status cross(mq_dev *dev, float *c, const float *x, const float *y, const float *weight, int64_t n, int64_t cols,
                 int64_t y_cols, mq_err *err);
 mq_status diag(mq_dev *dev, float *out, const float *g, int64_t n, mq_err *err);
+mq_status set_diag(mq_dev *dev, float *g, const float *values, int64_t n, mq_err *err);
 mq_status factor(mq_dev *dev, float *a, float *d, const float *g, const int32_t *perm, float ridge, int64_t n,
                  mq_err *err);
 mq_status solve(mq_dev *dev, float *x, const float *y, const float *a, const float *d, const int32_t *perm, int64_t rows,
@@ -184,6 +187,7 @@ mq_status descend(mq_dev *dev, uint8_t *codes, float *loss, const float *w, cons
                   int n_passes, int64_t rows, int64_t cols, int group, mq_err *err);
 mq_status keep_better(mq_dev *dev, uint8_t *codes, float *scale, float *loss, int64_t *n_kept, const uint8_t *codes_new,
                       const float *scale_new, const float *loss_new, int64_t rows, int64_t cols, int group, mq_err *err);
+int64_t calibration_bytes(const mq_dev *dev, int64_t rows, int64_t cols, int group, int64_t n);
 mq_status pack_units(mq_dev *dev, uint8_t *units, const uint8_t *codes_a, const float *scale_a, const uint8_t *codes_b,
                      const float *scale_b, int64_t rows, int64_t cols, int group, mq_err *err);
 

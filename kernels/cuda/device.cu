@@ -195,6 +195,7 @@ static constexpr mq_kernels table()
     t.gram = gram;
     t.cross = cross;
     t.diag = diag;
+    t.set_diag = set_diag;
     t.factor = factor;
     t.solve = solve;
     t.search_scales = search_scales;
@@ -205,6 +206,7 @@ static constexpr mq_kernels table()
     t.refit_scales = refit_scales;
     t.descend = descend;
     t.keep_better = keep_better;
+    t.calibration_bytes = calibration_bytes;
     t.pack_units = pack_units;
     return t;
 }

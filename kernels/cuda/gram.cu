@@ -19,6 +19,17 @@ mq_status diag(mq_dev *dev, float *out, const float *g, int64_t n, mq_err *err)
     return launch(dev, err, "diag", diag_kernel, n_blocks(n, THREADS), THREADS, 0, out, g, n);
 }
 
+static __global__ void set_diag_kernel(float *g, const float *values, int64_t n)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x)
+        g[i * n + i] = values[i];
+}
+
+mq_status set_diag(mq_dev *dev, float *g, const float *values, int64_t n, mq_err *err)
+{
+    return launch(dev, err, "set_diag", set_diag_kernel, n_blocks(n, THREADS), THREADS, 0, g, values, n);
+}
+
 static __global__ void weigh_kernel(float *out, const float *x, const float *weight, bool root, int64_t n, int64_t cols)
 {
     for (int64_t i = blockIdx.y; i < n; i += gridDim.y) {

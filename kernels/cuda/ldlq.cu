@@ -8,7 +8,7 @@
 
 namespace mq_cuda {
 
-enum { THREADS = 256, LEAF = 64, ROWS = 4096, WARPS = 4 };
+enum { THREADS = 256, LEAF = 64, WARPS = 4 };
 
 /* A chunk of rows. */
 struct ldlq_job {
@@ -102,7 +102,7 @@ static mq_status do_range(const ldlq_job *job, int64_t lo, int64_t hi, mq_err *e
 mq_status ldlq(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const float *scale, const float *a,
                const float *d, const int32_t *perm, int64_t rows, int64_t cols, int group, mq_err *err)
 {
-    int64_t chunk = rows < ROWS ? rows : (int64_t)ROWS;
+    int64_t chunk = rows < ROWS_AT_ONCE ? rows : (int64_t)ROWS_AT_ONCE;
     void *room, *sums, *small;
     if (rows <= 0)
         return MQ_OK;

@@ -9,6 +9,19 @@ namespace mq_cuda {
 enum { FIXED_UP_TO = 8 };
 static const int64_t WIDE_FLOATS = 16 << 20, ROWS_AT_LEAST = 128; /* 64 MiB of widened weights at a time */
 
+static int64_t rows_at_once(int64_t rows, int64_t cols)
+{
+    int64_t block = WIDE_FLOATS / cols / ROWS_AT_LEAST * ROWS_AT_LEAST;
+    block = block < ROWS_AT_LEAST ? ROWS_AT_LEAST : block;
+    return block < rows ? block : rows;
+}
+
+int64_t linear_bytes(int64_t rows, int64_t cols)
+{
+    int64_t a = rows_at_once(rows, cols) * cols, b = rows_at_once(cols, rows) * rows;
+    return (a > b ? a : b) * (int64_t)sizeof(float);
+}
+
 mq_status linear(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err)
 {
     if (n <= FIXED_UP_TO)
@@ -18,9 +31,7 @@ mq_status linear(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int6
     if (w->scheme == MQ_SCHEME_F32)
         return gemm(dev, "linear", false, true, n, w->rows, w->cols, 1.0f, x, w->cols, (const float *)w->data, w->cols, 0.0f,
                     y, w->rows, err);
-    int64_t block = WIDE_FLOATS / w->cols / ROWS_AT_LEAST * ROWS_AT_LEAST;
-    block = block < ROWS_AT_LEAST ? ROWS_AT_LEAST : block;
-    block = block < w->rows ? block : w->rows;
+    int64_t block = rows_at_once(w->rows, w->cols);
     void *room;
     MQ_TRY(workspace(dev, WS_WEIGHTS, block * w->cols * (int64_t)sizeof *x, &room, err));
     float *wide = (float *)room;

@@ -6,7 +6,7 @@
 
 namespace mq_cuda {
 
-enum { THREADS = 256, ROWS = 2048 };
+enum { THREADS = 256 };
 
 static __global__ void residual_kernel(float *out, const float *w, const uint8_t *codes, const float *scale, int64_t n,
                                        int64_t cols, int group)
@@ -72,7 +72,7 @@ static mq_status quadratic(mq_dev *dev, float *out, const float *x, const float 
 mq_status quant_loss(mq_dev *dev, float *loss, float *norm, const uint8_t *codes, const float *w, const float *scale,
                      const float *g, int64_t rows, int64_t cols, int group, mq_err *err)
 {
-    int64_t chunk = rows < ROWS ? rows : (int64_t)ROWS;
+    int64_t chunk = rows < ROWS_AT_ONCE ? rows : (int64_t)ROWS_AT_ONCE;
     const float *full;
     void *room, *sums, *small;
     if (rows <= 0)

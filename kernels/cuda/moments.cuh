@@ -6,6 +6,9 @@
 
 namespace mq_cuda {
 
+/* Rows that an operation takes at once; calibration_bytes counts with them. */
+enum { ROWS_AT_ONCE = 4096, REFIT_ROWS = 128 };
+
 /* full [n, n] = both triangles of g, of which the lower one is stored; WS_MOMENT. */
 mq_status mirror(mq_dev *dev, const float **full, const float *g, int64_t n, mq_err *err);
 

@@ -8,7 +8,7 @@
 
 namespace mq_cuda {
 
-enum { THREADS = 256, DESCEND_ROWS = 1024, REFIT_ROWS = 128 };
+enum { THREADS = 256 };
 
 /* e [n, cols] = D of rows row0 .., y [n, cols] = D g. */
 static mq_status load_rows(mq_dev *dev, float *e, float *y, const float *full, const float *w, const uint8_t *codes,
@@ -94,7 +94,7 @@ static __global__ void descend_kernel(descend_job job)
 mq_status descend(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const float *scale, const float *g,
                   int n_passes, int64_t rows, int64_t cols, int group, mq_err *err)
 {
-    int64_t chunk = rows < DESCEND_ROWS ? rows : (int64_t)DESCEND_ROWS;
+    int64_t chunk = rows < ROWS_AT_ONCE ? rows : (int64_t)ROWS_AT_ONCE;
     const float *full;
     void *room, *sums, *small;
     if (rows <= 0)
@@ -272,6 +272,18 @@ mq_status refit_scales(mq_dev *dev, float *scale, float *loss, const uint8_t *co
                       job));
     }
     return MQ_OK;
+}
+
+int64_t calibration_bytes(const mq_dev *dev, int64_t rows, int64_t cols, int group, int64_t n)
+{
+    (void)dev;
+    const int64_t CUBLAS_BYTES = 64 << 20; /* its own workspace, 32 MiB on Hopper, and its code */
+    int64_t most = rows > cols ? rows : cols, groups = (most + group - 1) / group;
+    int64_t at_once = most < ROWS_AT_ONCE ? most : (int64_t)ROWS_AT_ONCE;
+    at_once = at_once < 2 * REFIT_ROWS ? 2 * REFIT_ROWS : at_once;
+    at_once = at_once < n ? n : at_once;
+    int64_t per_row = 2 * groups * groups + groups + 1, doubles = REFIT_ROWS * per_row + ROWS_AT_ONCE + most;
+    return linear_bytes(rows, cols) + 4 * most * most + 2 * 4 * at_once * most + 8 * doubles + CUBLAS_BYTES;
 }
 
 } // namespace mq_cuda

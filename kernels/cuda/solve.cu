@@ -6,11 +6,11 @@
 #include <float.h>
 
 #include "kernels/cuda/blas.cuh"
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/moments.cuh"
 
 namespace mq_cuda {
 
-enum { THREADS = 256, LEAF = 64, SOLVE_ROWS = 4096 };
+enum { THREADS = 256, LEAF = 64 };
 
 /* The first pivot that stopped the factorization; index -1: none. */
 struct pivot_fault {
@@ -143,7 +143,7 @@ mq_status solve(mq_dev *dev, float *x, const float *y, const float *a, const flo
     const int32_t *no_perm = NULL;
     const float *no_d = NULL;
     void *room;
-    int64_t chunk = rows < SOLVE_ROWS ? rows : (int64_t)SOLVE_ROWS;
+    int64_t chunk = rows < ROWS_AT_ONCE ? rows : (int64_t)ROWS_AT_ONCE;
     MQ_TRY(workspace(dev, WS_ROWS, chunk * n * (int64_t)sizeof *x, &room, err));
     float *z = (float *)room;
     for (int64_t r0 = 0; r0 < rows; r0 += chunk) {

@@ -4,6 +4,7 @@
 #define MQ_TESTS_EMULATOR_EMULATOR_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "kernels/kernels.h"
 
@@ -23,6 +24,9 @@ void mq_emulator_set_capability(int major, int minor);
 
 /* Let the n-th allocation of device memory from now fail (1: the next); 0: none. */
 void mq_emulator_fail_allocation(int n);
+
+/* Device memory in use, bytes. */
+int64_t mq_emulator_allocated(void);
 
 /* Let the n-th launch from now fail (1: the next); 0: none. */
 void mq_emulator_fail_launch(int n);

@@ -61,6 +61,15 @@ void mq_emulator_fail_allocation(int n)
     allocation_to_fail = n;
 }
 
+int64_t mq_emulator_allocated(void)
+{
+    std::lock_guard<std::mutex> guard(lock);
+    int64_t sum = 0;
+    for (const auto &b : blocks)
+        sum += (int64_t)b.second;
+    return sum;
+}
+
 void mq_emulator_fail_launch(int n)
 {
     launch_to_fail = n;

@@ -105,6 +105,11 @@ static mq_status diag(mq_dev *dev, float *out, const float *g, int64_t n, mq_err
     return finish(dev, gpu->diag(dev, OUT(out, n), IN(g, n * n), n, err));
 }
 
+static mq_status set_diag(mq_dev *dev, float *g, const float *values, int64_t n, mq_err *err)
+{
+    return finish(dev, gpu->set_diag(dev, OUT(g, n * n), IN(values, n), n, err));
+}
+
 static mq_status factor(mq_dev *dev, float *a, float *d, const float *g, const int32_t *perm, float ridge, int64_t n,
                         mq_err *err)
 {
@@ -210,6 +215,7 @@ const mq_kernels *mq_test_cuda_on_host_arrays(const char *name)
         .gram = gram,
         .cross = cross,
         .diag = diag,
+        .set_diag = set_diag,
         .factor = factor,
         .solve = solve,
         .search_scales = search_scales,

@@ -1,5 +1,6 @@
 /* The CUDA device: what it refuses and says, memory, copies, and that every operation of the table is there. */
 #include "tests/kernels/cuda_test.h"
+#include "tests/maker/calibration_data.h"
 
 START_TEST(every_operation_is_there)
 {
@@ -97,6 +98,62 @@ START_TEST(failures_of_the_device_come_back_with_its_words)
 }
 END_TEST
 
+/* Every operation that keeps memory, on weights [rows, cols]. */
+static void run_all(mq_dev *dev, int64_t rows, int64_t cols, int group, int64_t n)
+{
+    enum { MOST = 600 };
+    int64_t count = MOST * MOST;
+    float *ones = floats(count), *a = put_floats(NULL, count), *d = put_floats(NULL, count);
+    int32_t *order = random_permutation(MOST, 1);
+    for (int64_t i = 0; i < count; i++)
+        ones[i] = 1.0f;
+    float *x = put_floats(ones, count), *y = put_floats(ones, count), *g = put_floats(NULL, count);
+    uint8_t *codes = put(NULL, count);
+    int32_t *perm = put(NULL, MOST * 4);
+    for (int64_t i = 0; i < cols; i++)
+        order[i] = (int32_t)i;
+    mq_assert_ok(gpu->upload(dev, perm, order, cols * 4, &err), &err);
+    mq_matrix m = {.scheme = MQ_SCHEME_BF16, .rows = rows, .cols = cols, .data = x};
+    mq_assert_ok(gpu->linear(dev, y, x, &m, n, &err), &err);
+    mq_assert_ok(gpu->gram(dev, g, x, x, n, cols, &err), &err);
+    mq_assert_ok(gpu->cross(dev, a, x, x, x, n, cols, cols, &err), &err);
+    mq_assert_ok(gpu->set_diag(dev, g, x, cols, &err), &err);
+    mq_assert_ok(gpu->axpby(dev, g, 0.0f, NULL, 0.0f, count, &err), &err);
+    mq_assert_ok(gpu->factor(dev, a, d, g, perm, 1.0f, cols, &err), &err);
+    mq_assert_ok(gpu->ldlq(dev, codes, y, x, x, a, d, perm, rows, cols, group, &err), &err);
+    mq_assert_ok(gpu->solve(dev, y, x, a, d, perm, rows, cols, &err), &err);
+    mq_assert_ok(gpu->quant_loss(dev, y, NULL, codes, x, x, g, rows, cols, group, &err), &err);
+    mq_assert_ok(gpu->refit_scales(dev, x, y, codes, y, g, rows, cols, group, &err), &err);
+    mq_assert_ok(gpu->descend(dev, codes, y, x, x, g, 0, rows, cols, group, &err), &err);
+    const void *all[] = {a, d, x, y, g, codes, perm};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        drop(all[i]);
+    free(ones);
+    free(order);
+}
+
+START_TEST(calibration_holds_no_more_than_it_says)
+{
+    static const struct {
+        int64_t rows, cols, n;
+        int group;
+    } s[] = {{128, 256, 100, 32}, {32, 32, 9, 32}, {512, 256, 600, 128}, {256, 512, 3, 64}};
+    const int64_t CUBLAS_BYTES = 64 << 20;
+    for (size_t i = 0; is_emulated && i < sizeof s / sizeof s[0]; i++) {
+        mq_dev *dev;
+        int64_t before = mq_emulator_allocated();
+        mq_assert_ok(gpu->dev_open(&dev, 0, 0, NULL, &err), &err);
+        run_all(dev, s[i].rows, s[i].cols, s[i].group, s[i].n);
+        run_all(dev, s[i].cols, s[i].rows, s[i].group, s[i].n);
+        int64_t held = mq_emulator_allocated() - before;
+        int64_t bound = gpu->calibration_bytes(dev, s[i].rows, s[i].cols, s[i].group, s[i].n) - CUBLAS_BYTES;
+        ck_assert_msg(held > 0 && held <= bound, "%lld held, bound %lld", (long long)held, (long long)bound);
+        gpu->dev_close(dev);
+        ck_assert(mq_emulator_allocated() == before);
+    }
+}
+END_TEST
+
 static Suite *suite(void)
 {
     Suite *s = suite_create("cuda_device");
@@ -107,6 +164,7 @@ static Suite *suite(void)
     tcase_add_test(t, what_is_not_there_is_refused);
     tcase_add_test(t, old_gpus_are_refused_by_name);
     tcase_add_test(t, failures_of_the_device_come_back_with_its_words);
+    tcase_add_test(t, calibration_holds_no_more_than_it_says);
     suite_add_tcase(s, t);
     return s;
 }

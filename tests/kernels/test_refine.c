@@ -327,6 +327,8 @@ START_TEST(workspace_stays_below_its_bound)
         int64_t rows, cols, n;
         int group;
     } s[] = {{128, 256, 100, 32}, {32, 32, 9, 32}, {512, 256, 700, 128}, {256, 512, 3, 64}};
+    if (strcmp(k->name, "cpu"))
+        return; /* another device is another struct */
     for (size_t i = 0; i < sizeof s / sizeof s[0]; i++)
         for (int threads = 1; threads <= 3; threads += 2) {
             mq_dev *dev;
