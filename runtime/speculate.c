@@ -24,11 +24,13 @@ struct mq_speculate {
     int64_t *experts;   /* [MQ_SPECULATE_ROWS, n_layers] behind figures.experts */
     double synthetic_p; /* chance of a drawn guess; below 0: not drawn */
     uint64_t random;
-    int64_t before; /* positions before the last step */
-    int last;       /* tokens of the last step */
+    double (*now)(void);
+    int64_t drafted_at; /* positions at the last proposal */
+    int64_t before;     /* positions before the last step */
+    int last;           /* tokens of the last step */
 };
 
-static double seconds(void)
+static double monotonic(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -78,29 +80,44 @@ static mq_status time_rows(mq_speculate *s, double *best_s, const int32_t *ids, 
                            double deadline, mq_err *err)
 {
     *best_s = HUGE_VAL;
-    for (int i = 0; i < REPEATS && (i == 0 || seconds() < deadline); i++) {
-        double start = seconds();
+    for (int i = 0; i < REPEATS && (i == 0 || s->now() < deadline); i++) {
+        double start = s->now();
         MQ_TRY(mq_engine_step(s->engine, ids, rows, err));
-        *best_s = fmin(*best_s, seconds() - start);
+        *best_s = fmin(*best_s, s->now() - start);
         mq_engine_rollback(s->engine, WARM_PROMPT);
     }
     return MQ_OK;
 }
 
-/* The drafter's share of a step: context for two tokens, and a proposal. */
-static mq_status time_draft(mq_speculate *s, double *best_s, const int32_t *ids, double deadline,
-                            mq_err *err)
+/* The drafter's share of a step: context for two tokens, and a proposal of n guesses. */
+static mq_status time_draft(mq_speculate *s, double *best_s, const int32_t *ids, int n,
+                            double deadline, mq_err *err)
 {
     int32_t tokens[MQ_WIDTH_GUESSES];
     float confidence[MQ_WIDTH_GUESSES];
     *best_s = HUGE_VAL;
-    MQ_TRY(propose(s, tokens, confidence, ids[0], s->most, err)); /* takes in the prompt */
-    for (int i = 0; i < REPEATS && (i == 0 || seconds() < deadline); i++) {
+    for (int i = 0; i < REPEATS && (i == 0 || s->now() < deadline); i++) {
         MQ_TRY(mq_engine_step(s->engine, ids, 2, err));
-        double start = seconds();
-        MQ_TRY(propose(s, tokens, confidence, ids[2], s->most, err));
-        *best_s = fmin(*best_s, seconds() - start);
+        double start = s->now();
+        MQ_TRY(propose(s, tokens, confidence, ids[2], n, err));
+        *best_s = fmin(*best_s, s->now() - start);
     }
+    return MQ_OK;
+}
+
+/* Proposals of one guess and of all; the others lie on the line between. */
+static mq_status measure_drafts(mq_speculate *s, double *draft_s, const int32_t *ids,
+                                double deadline, mq_err *err)
+{
+    int32_t token;
+    float confidence;
+    int all = s->most;
+    MQ_TRY(propose(s, &token, &confidence, ids[0], 1, err)); /* takes in the prompt */
+    MQ_TRY(time_draft(s, &draft_s[all], ids, all, deadline, err));
+    if (all > 1)
+        MQ_TRY(time_draft(s, &draft_s[1], ids, 1, deadline, err));
+    for (int n = 2; n < all; n++)
+        draft_s[n] = draft_s[1] + (draft_s[all] - draft_s[1]) * (n - 1) / (all - 1);
     return MQ_OK;
 }
 
@@ -108,7 +125,7 @@ static mq_status time_draft(mq_speculate *s, double *best_s, const int32_t *ids,
 static mq_status measure_costs(mq_speculate *s, mq_err *err)
 {
     int32_t ids[WARM_PROMPT];
-    double step_s[MQ_SPECULATE_ROWS] = {0}, draft_s;
+    double step_s[MQ_SPECULATE_ROWS] = {0}, draft_s[MQ_SPECULATE_ROWS] = {0};
     int vocab = mq_engine_model(s->engine)->vocab;
     if (mq_engine_length(s->engine) != 0)
         return mq_fail(err, MQ_E_ARG, "the engine holds %lld positions, expected none yet",
@@ -120,7 +137,7 @@ static mq_status measure_costs(mq_speculate *s, mq_err *err)
     MQ_TRY(mq_engine_prefill(s->engine, ids, WARM_PROMPT, err));
     MQ_TRY(mq_engine_step(s->engine, ids, 1, err)); /* touches all memory once */
     mq_engine_rollback(s->engine, WARM_PROMPT);
-    double deadline = seconds() + MEASURE_S;
+    double deadline = s->now() + MEASURE_S;
     int all = s->most + 1, from = 1;
     for (int rows = 1;; rows = 2 * rows < all ? 2 * rows : all) {
         MQ_TRY(time_rows(s, &step_s[rows - 1], ids, rows, deadline, err));
@@ -131,7 +148,7 @@ static mq_status measure_costs(mq_speculate *s, mq_err *err)
         if (rows == all)
             break;
     }
-    MQ_TRY(time_draft(s, &draft_s, ids, deadline, err));
+    MQ_TRY(measure_drafts(s, draft_s, ids, deadline, err));
     mq_width_costs(&s->width, step_s, draft_s);
     mq_engine_reset(s->engine);
     return MQ_OK;
@@ -180,6 +197,7 @@ mq_status mq_speculate_create(mq_speculate **out, mq_engine *engine,
     if (!s)
         return mq_fail(err, MQ_E_NOMEM, "speculation: out of memory");
     s->engine = engine;
+    s->now = options->now ? options->now : monotonic;
     if (options->guesser)
         s->guesser = *options->guesser;
     mq_status st = set_up(s, options, err);
@@ -286,6 +304,13 @@ static void count(mq_speculate *s, const block *b, int n, int n_accepted)
         s->experts[(b->rows - 1) * n_layers + l] += distinct[l];
 }
 
+/* Did the drafter have one step's tokens to catch up with, not a prompt or those of a pause?  Only
+ * then is its time what a proposal costs. */
+static bool follows_last_proposal(const mq_speculate *s, int64_t before)
+{
+    return before > s->drafted_at && before - s->drafted_at <= MQ_SPECULATE_ROWS;
+}
+
 mq_status mq_speculate_step(mq_speculate *s, int32_t *tokens, int *n, int32_t anchor,
                             const mq_sampling *sampling, const mq_speculate_end *end, mq_err *err)
 {
@@ -297,21 +322,24 @@ mq_status mq_speculate_step(mq_speculate *s, int32_t *tokens, int *n, int32_t an
     room = room < 1            ? 1
            : room < end->limit ? room
                                : end->limit; /* a full context: the step says so */
-    double start = seconds();
+    double start = s->now();
     MQ_TRY(build_block(s, &b, anchor, room, err));
-    double drafted = seconds();
+    double drafted = s->now();
     MQ_TRY(mq_engine_step(s->engine, b.ids, b.rows, err));
     mq_status st = choose_tokens(s, &b, tokens, n, &n_accepted, sampling, end, err);
     mq_engine_rollback(s->engine, st == MQ_OK ? before + *n : before);
     MQ_TRY(st);
-    double done = seconds();
+    double done = s->now();
     s->before = before;
     s->last = *n;
     count(s, &b, *n, n_accepted);
     s->figures.draft_s += drafted - start;
     s->figures.verify_s += done - drafted;
+    bool usual = follows_last_proposal(s, before);
+    if (b.n_guesses > 0)
+        s->drafted_at = before;
     mq_width_learn(&s->width, b.confidence, b.n_guesses, b.rows, n_accepted, done - drafted,
-                   b.n_guesses ? drafted - start : 0.0);
+                   b.n_guesses && usual ? drafted - start : 0.0);
     return MQ_OK;
 }
 

@@ -42,6 +42,7 @@ typedef struct mq_speculate_options {
      * sees.  The drafter and the target still do all their work, but the text means nothing. */
     double synthetic;
     uint64_t synthetic_seed;
+    double (*now)(void); /* seconds, for costs and figures; NULL: the monotonic clock */
 } mq_speculate_options;
 
 /* What the steps did so far. */
