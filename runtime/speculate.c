@@ -25,9 +25,10 @@ struct mq_speculate {
     double synthetic_p; /* chance of a drawn guess; below 0: not drawn */
     uint64_t random;
     double (*now)(void);
-    int64_t drafted_at; /* positions at the last proposal */
-    int64_t before;     /* positions before the last step */
-    int last;           /* tokens of the last step */
+    int64_t drafted_at; /* positions at the last proposal, and its guesses */
+    int drafted_n;
+    int64_t before; /* positions before the last step */
+    int last;       /* tokens of the last step */
 };
 
 static double monotonic(void)
@@ -304,11 +305,12 @@ static void count(mq_speculate *s, const block *b, int n, int n_accepted)
         s->experts[(b->rows - 1) * n_layers + l] += distinct[l];
 }
 
-/* Did the drafter have one step's tokens to catch up with, not a prompt or those of a pause?  Only
- * then is its time what a proposal costs. */
-static bool follows_last_proposal(const mq_speculate *s, int64_t before)
+/* Did the drafter have one step's tokens to catch up with, not a prompt or those of a pause, and
+ * all the layers it now needs ran last time?  Only then is its time what a proposal costs. */
+static bool follows_last_proposal(const mq_speculate *s, int64_t before, int n)
 {
-    return before > s->drafted_at && before - s->drafted_at <= MQ_SPECULATE_ROWS;
+    return before > s->drafted_at && before - s->drafted_at <= MQ_SPECULATE_ROWS &&
+           n <= s->drafted_n;
 }
 
 mq_status mq_speculate_step(mq_speculate *s, int32_t *tokens, int *n, int32_t anchor,
@@ -335,9 +337,11 @@ mq_status mq_speculate_step(mq_speculate *s, int32_t *tokens, int *n, int32_t an
     count(s, &b, *n, n_accepted);
     s->figures.draft_s += drafted - start;
     s->figures.verify_s += done - drafted;
-    bool usual = follows_last_proposal(s, before);
-    if (b.n_guesses > 0)
+    bool usual = follows_last_proposal(s, before, b.n_guesses);
+    if (b.n_guesses > 0) {
         s->drafted_at = before;
+        s->drafted_n = b.n_guesses;
+    }
     mq_width_learn(&s->width, b.confidence, b.n_guesses, b.rows, n_accepted, done - drafted,
                    b.n_guesses && usual ? drafted - start : 0.0);
     return MQ_OK;
