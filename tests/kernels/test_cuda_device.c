@@ -137,7 +137,7 @@ START_TEST(calibration_holds_no_more_than_it_says)
     static const struct {
         int64_t rows, cols, n;
         int group;
-    } s[] = {{128, 256, 100, 32}, {32, 32, 9, 32}, {512, 256, 600, 128}, {256, 512, 3, 64}};
+    } s[] = {{128, 256, 100, 32}, {32, 32, 9, 32}, {64, 128, 300, 64}};
     const int64_t CUBLAS_BYTES = 64 << 20;
     for (size_t i = 0; is_emulated && i < sizeof s / sizeof s[0]; i++) {
         mq_dev *dev;
