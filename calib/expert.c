@@ -27,6 +27,7 @@ mq_calib_recipe mq_calib_recipe_default(mq_calib_method method, int group)
         .shrink = true,
         .quantized_h = true,
         .down_target = gptq,
+        .target_few = 4.0f,
         .kappa = 0.5f,
         .damp_columns = true,
         .damp = 0.01f,

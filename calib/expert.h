@@ -33,8 +33,9 @@ typedef struct mq_calib_recipe {
     int descent;          /* passes of coordinate descent over the codes after every choice of codes; 0: none */
     bool shrink;          /* blend an expert's moment with the layer's */
     bool quantized_h;     /* down sees h of the quantized gate and up; false: of the source's */
-    bool down_target;     /* with quantized_h: down aims at the source's output, W* = W + W C H^-1, C = sum of
+    bool down_target;     /* with quantized_h: down aims at the source's output, W* = W + f W C H^-1, C = sum of
                              (h_source - h) h^T, H with its ridge; false: at its own weights */
+    float target_few;     /* f = m / (m + target_few * n): few tokens say little about what is missing */
     float kappa;          /* shrinkage: rho = m / (m + kappa * n), n columns */
     bool damp_columns;    /* the ridge of a column is relative to its own diagonal element; false: to their mean */
     float damp, damp_few; /* ridge = (damp + damp_few * n / (n + m)) * that; it is part of H in all that follows */

@@ -5,7 +5,7 @@
  *            what it costs on others.  Relative to each column's own element, its limit is the weighted search.  A failed
  *            factorisation is tried again with twice the ridge, ten times in all, then the matrix gets that limit (path
  *            "diagonal")
- *   target   down: W* = W + W c^T H'^-1, so that what h lost on the way is made up for
+ *   target   down: W* = W + f W c^T H'^-1, so that what h lost on the way is made up for
  *   scales   the search of kernels/round.h weighted by H's diagonal, once and for all, so that any order of columns may follow
  *   codes    error feedback, then descent on D H' D^T
  *   rounds   scales by least squares for these codes, descent; error feedback with these scales, descent; each row keeps
@@ -80,6 +80,12 @@ static mq_status set_omega(choice *c, const float **omega, mq_err *err)
 
 /* ---- factor and target ---- */
 
+/* Tokens behind the moment: those that stand in for the expert's own count for nothing. */
+static double tokens_of(const choice *c)
+{
+    return c->path == MQ_CALIB_LAYER ? 0.0 : (double)c->n_tokens;
+}
+
 /* W* behind W in w->w.  *ok: every element is finite. */
 static mq_status set_target(choice *c, bool *ok, mq_err *err)
 {
@@ -92,7 +98,8 @@ static mq_status set_target(choice *c, bool *ok, mq_err *err)
         return MQ_OK;
     MQ_TRY(k->linear(w->dev, to, w->w, &cross, c->rows, err)); /* W c^T */
     MQ_TRY(k->solve(w->dev, to, to, w->a, w->d, w->perm, c->rows, c->cols, err));
-    MQ_TRY(k->axpby(w->dev, to, 1.0f, w->w, 1.0f, c->rows * c->cols, err));
+    double m = tokens_of(c), f = m > 0.0 ? m / (m + (double)c->r->target_few * (double)c->cols) : 0.0;
+    MQ_TRY(k->axpby(w->dev, to, (float)f, w->w, 1.0f, c->rows * c->cols, err));
     MQ_TRY(k->weight_error(w->dev, NULL, w->norm2, NULL, to, NULL, c->rows, c->cols, w->group, err));
     MQ_TRY(k->download(w->dev, w->host_sums, w->norm2, c->rows * (int64_t)sizeof(double), err));
     for (int64_t r = 0; r < c->rows; r++)
@@ -117,7 +124,7 @@ static mq_status set_ridge(choice *c, bool on, mq_err *err)
 static mq_status set_factor(choice *c, mq_err *err)
 {
     mq_calib_worker *w = c->w;
-    double n = (double)c->cols, m = c->path == MQ_CALIB_LAYER ? 0.0 : (double)c->n_tokens;
+    double n = (double)c->cols, m = tokens_of(c);
     c->damp = (double)c->r->damp + (double)c->r->damp_few * n / (n + m);
     for (c->n_retries = 0; c->n_retries < MAX_TRIES; c->n_retries++) {
         bool ok = false;

@@ -83,11 +83,13 @@ static mq_status set_member(mq_calib_recipe *r, const char *key, const char *val
         const char *key;
         bool *on;
     } switches[] = {{"weighted-search", &r->weighted_search}, {"act-order", &r->act_order}, {"refit", &r->refit},
-                    {"shrink", &r->shrink}, {"quantized-h", &r->quantized_h}, {"down-target", &r->down_target}};
+                    {"shrink", &r->shrink}, {"quantized-h", &r->quantized_h}, {"down-target", &r->down_target},
+                    {"damp-columns", &r->damp_columns}};
     const struct {
         const char *key;
         float *factor;
-    } factors[] = {{"kappa", &r->kappa}, {"damp", &r->damp}, {"damp-few", &r->damp_few}};
+    } factors[] = {{"kappa", &r->kappa}, {"damp", &r->damp}, {"damp-few", &r->damp_few},
+                   {"target-few", &r->target_few}};
     const struct {
         const char *key;
         int *count, most;
@@ -103,7 +105,7 @@ static mq_status set_member(mq_calib_recipe *r, const char *key, const char *val
             return set_count(counts[i].count, key, value, counts[i].most, err);
     return mq_fail(err, MQ_E_ARG,
                    "--recipe %s: expected weight, weighted-search, act-order, refit, rounds, descent, shrink, quantized-h, "
-                   "down-target, kappa, damp or damp-few",
+                   "down-target, target-few, kappa, damp-columns, damp or damp-few",
                    key);
 }
 

@@ -18,6 +18,6 @@ mq_status mq_calib_recipe_read(mq_calib_recipe *r, const char *text, mq_err *err
 
 #define MQ_CALIB_RECIPE_HELP                                                                                          \
     "for comparisons: weight=0|1|2 (power of the router's coefficient), weighted-search, act-order, refit, shrink, "  \
-    "quantized-h, down-target (each =on|off), rounds=N, descent=N, kappa=X, damp=X, damp-few=X"
+    "quantized-h, down-target, damp-columns (each =on|off), rounds=N, descent=N, target-few=X, kappa=X, damp=X, damp-few=X"
 
 #endif

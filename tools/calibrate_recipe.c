@@ -57,6 +57,7 @@ static void recipe_text(char out[256], const mq_calib_recipe *r)
     put_switch(&t, "shrink", r->shrink);
     put_switch(&t, "quantized-h", r->quantized_h);
     put_switch(&t, "down-target", r->down_target);
+    put_float(&t, "target-few", r->target_few);
     put_float(&t, "kappa", r->kappa);
     put_switch(&t, "damp-columns", r->damp_columns);
     put_float(&t, "damp", r->damp);

@@ -79,8 +79,9 @@ static inline fixture *fixture_create(mq_scheme scheme, int64_t hidden, int64_t 
     f->x = correlated(n_tokens, hidden, seed, seed + 4);
     f->sample = correlated(f->n_sample, hidden, seed, seed + 5);
     f->coef = malloc((size_t)(n_tokens + 1) * sizeof *f->coef);
+    uint64_t draw = seed + 7;
     for (int64_t i = 0; i < n_tokens; i++)
-        f->coef[i] = 0.05f + 0.6f * (float)(mq_test_rand(&seed) % 1000u) / 1000.0f;
+        f->coef[i] = 0.05f + 0.6f * (float)(mq_test_rand(&draw) % 1000u) / 1000.0f;
     float *others = correlated(f->n_layer, hidden, seed, seed + 6);
     f->layer = calloc((size_t)(hidden * hidden), sizeof *f->layer);
     for (int64_t i = 0; i < f->n_layer; i++)

@@ -83,6 +83,8 @@ START_TEST(recipe_sets_each_member)
     ck_assert(r.weighted_search && r.down_target && r.rounds == 0 && r.descent == 0);
     mq_assert_ok(mq_calib_recipe_read(&r, "weighted-search=off,down-target=off", &err), &err);
     ck_assert(!r.weighted_search && !r.down_target);
+    mq_assert_ok(mq_calib_recipe_read(&r, "damp-columns=on,target-few=2.5", &err), &err);
+    ck_assert(r.damp_columns && r.target_few == 2.5f);
 }
 END_TEST
 
