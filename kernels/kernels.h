@@ -198,8 +198,9 @@ typedef struct mq_kernels {
                               const float *g, int64_t rows, int64_t cols, int group, mq_err *err);
 
     /* Codes by coordinate descent, scales fixed: up to n_passes times over the columns of a row, ascending, each code becomes
-     * clamp(rne(q + (D g)[c] / (g[c][c] * scale)), -8, 7), the best one given all others (as it is where g[c][c] is not positive); a
-     * row stops after a pass without a change.  codes [rows, cols] in and out; loss [rows] (may be NULL) = D g D^T afterwards. */
+     * clamp(rne(q + (D g)[c] / (g[c][c] * scale)), -8, 7), the best one given all others (as it is where g[c][c] is not positive or
+     * g[c][c] * scale subnormal); a row stops after a pass without a change.  codes [rows, cols] in and out; loss [rows] (may be
+     * NULL) = D g D^T afterwards. */
     mq_status (*descend)(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const float *scale, const float *g,
                          int n_passes, int64_t rows, int64_t cols, int group, mq_err *err);
 

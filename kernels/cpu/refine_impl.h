@@ -78,11 +78,12 @@ static inline void descend_row(const mq_descend_row *row)
                     break;
                 int l = __builtin_ctz(differ);
                 todo = 0xffffu & ~((2u << l) - 1u);
-                if (!(row->diag[c + l] > 0.0f))
+                const float s = row->scale[c / row->group];
+                if (!(row->diag[c + l] > 0.0f) || fabsf(row->diag[c + l] * s) < 0x1p-126f)
                     continue;
                 float step = best[l] - (float)((int)row->codes[c + l] - 8);
                 row->codes[c + l] = (uint8_t)((int)best[l] + 8);
-                descend_move(row, c + l, step * row->scale[c / row->group]);
+                descend_move(row, c + l, step * s);
                 changed = true;
             }
         }

@@ -36,7 +36,7 @@ static __device__ __forceinline__ int best_code(const descend_job &job, const ui
     float x = q + y[c] / (diag * s);
     x = x < 7.0f ? x : 7.0f;
     x = x > -8.0f ? x : -8.0f;
-    return diag > 0.0f ? (int)rintf(x) + 8 : (int)codes[c];
+    return diag > 0.0f && fabsf(diag * s) >= 0x1p-126f ? (int)rintf(x) + 8 : (int)codes[c];
 }
 
 /* A row a block.  The block looks at as many columns as it has threads, takes the first whose code is not the best,

@@ -119,6 +119,11 @@ static void descend_by_hand(mq_dev *dev)
     ck_assert(k->descend(dev, codes, NULL, w, scale, g, 3, 1, 32, 32, NULL) == MQ_OK);
     ck_assert_int_eq(codes[0], 8);
     ck_assert_int_eq(codes[2], 15);
+    g[0] = 1e-42f; /* and so does one that is as good as dead */
+    w[0] = 2.4f;
+    ck_assert(k->descend(dev, codes, NULL, w, scale, g, 3, 1, 32, 32, NULL) == MQ_OK);
+    ck_assert_int_eq(codes[0], 8);
+    w[0] = 0.4f;
     ck_assert(k->descend(dev, codes, loss, w, scale, g, 0, 1, 32, 32, NULL) == MQ_OK); /* no pass: the loss alone */
     ck_assert_float_eq_tol(loss[0], 0.16f + 4.0f, 1e-5f);
 }
