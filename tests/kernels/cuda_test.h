@@ -1,7 +1,7 @@
 /* What the tests of the CUDA table share: both tables, arrays on either side, and the choice of what runs.
  *
  * Without an argument the kernels run in the emulator (tests/emulator), once in each order of threads; with the argument
- * "cuda" on GPU 0, or the program exits with 77 (skipped) where there is none. */
+ * "cuda", or MQ_TEST_DEVICE=cuda, on GPU 0, or the program exits with 77 (skipped) where there is none. */
 #ifndef MQ_TESTS_KERNELS_CUDA_TEST_H
 #define MQ_TESTS_KERNELS_CUDA_TEST_H
 
@@ -102,7 +102,8 @@ static inline double largest_error(const float *a, const float *b, int64_t n, do
 /* Open both devices, run the suite that make builds, close; the process's exit status. */
 static inline int cuda_test_main(int argc, char **argv, Suite *(*make)(void))
 {
-    is_emulated = argc < 2 || strcmp(argv[1], "cuda");
+    const char *device = argc > 1 ? argv[1] : getenv("MQ_TEST_DEVICE");
+    is_emulated = !device || strcmp(device, "cuda");
     cpu = mq_kernels_find("cpu");
     gpu = is_emulated ? &mq_cuda_emulated_kernels : mq_kernels_find("cuda");
     if (!gpu || (!is_emulated && mq_cuda_count() == 0)) {

@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# The CUDA kernels' tests on a GPU: build here, carry an archive to a machine that has one, run there.
+#
+#   tests/device_run.sh pack ARCHIVE.tar.gz   builds with CUDA (build/device) and packs programs, the shared libraries
+#                                             they need and this script
+#   tests/device_run.sh run [KIND...]         in the unpacked folder; KIND: tests memcheck racecheck initcheck synccheck
+#                                             bench, or all of them in this order (the default)
+#
+# The archive needs no installation: a driver, cuBLAS and, for the checkers, compute-sanitizer are the machine's.  At
+# the end a table says what ran, for how long and how it ended; the exit status is 0 when nothing failed, 77
+# without a GPU.
+set -euo pipefail
+
+programs='test_cuda_device test_cuda_rows test_cuda_linear test_cuda_attention test_cuda_sample
+          test_cuda_codes test_cuda_gram test_cuda_solve test_cuda_ldlq test_cuda_refine'
+here=$(cd "$(dirname "$0")" && pwd)
+
+# Shared libraries of a program, but for those of the C library, which every machine brings.
+libraries_of() {
+    ldd "$1" | awk '$3 ~ /^\// { print $3 }' | grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv)\.so' || true
+}
+
+pack() {
+    local archive=$1 root=$here/.. stage
+    archive=$(realpath "$archive")
+    cmake -S "$root" -B "$root/build/device" -G Ninja -DCMAKE_BUILD_TYPE=Release -DMQ_CUDA=ON
+    # shellcheck disable=SC2086  # a list of targets
+    ninja -C "$root/build/device" $programs bench_cuda
+    stage=$(mktemp -d)
+    mkdir -p "$stage/mq-device/lib"
+    for program in $programs bench_cuda; do
+        cp "$root/build/device/tests/$program" "$stage/mq-device/"
+        strip "$stage/mq-device/$program"
+        for library in $(libraries_of "$root/build/device/tests/$program"); do
+            cp -L "$library" "$stage/mq-device/lib/"
+        done
+    done
+    cp "$here/device_run.sh" "$stage/mq-device/"
+    tar -C "$stage" -czf "$archive" mq-device
+    rm -rf "$stage"
+    ls -l "$archive"
+}
+
+# cuBLAS is loaded by name: find a folder that has it.
+find_cublas() {
+    local folder
+    for folder in /usr/local/cuda/lib64 /usr/local/cuda-*/lib64 /usr/lib/x86_64-linux-gnu \
+        $(python3 -c 'import nvidia.cublas as c; print(list(c.__path__)[0] + "/lib")' 2>/dev/null) \
+        $(python3 -c 'import nvidia.cu13 as c; print(list(c.__path__)[0] + "/lib")' 2>/dev/null); do
+        if ls "$folder"/libcublas.so.* >/dev/null 2>&1; then
+            echo "$folder"
+            return
+        fi
+    done
+}
+
+rows=''
+failed=0
+# one KIND PROGRAM COMMAND...: run, keep the log, add a row to the table.
+one() {
+    local kind=$1 program=$2 status=0 start=$SECONDS word
+    shift 2
+    "$@" >"log/$kind-$program" 2>&1 || status=$?
+    case $status in
+        0) word=ok ;;
+        77) word=skipped ;;
+        *) word="FAILED ($status)"; failed=1; tail -30 "log/$kind-$program" ;;
+    esac
+    rows+=$(printf '%-10s %-20s %-12s %6d s' "$kind" "$program" "$word" $((SECONDS - start)))$'\n'
+}
+
+run() {
+    local kinds=${*:-tests memcheck racecheck initcheck synccheck bench} kind program checker cublas
+    cd "$here"
+    if ! nvidia-smi -L; then
+        echo "no GPU" >&2
+        exit 77
+    fi
+    cublas=$(find_cublas)
+    [ -n "$cublas" ] || echo "no cuBLAS found: the products will fail" >&2
+    export LD_LIBRARY_PATH=$here/lib:$cublas:${LD_LIBRARY_PATH:-} MQ_TEST_DEVICE=cuda OMP_WAIT_POLICY=passive
+    checker=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
+    mkdir -p log
+    for kind in $kinds; do
+        case $kind in
+            tests)
+                for program in $programs; do
+                    one tests "$program" "./$program"
+                done ;;
+            bench)
+                one bench bench_cuda ./bench_cuda
+                cat log/bench-bench_cuda ;;
+            *)
+                if [ -z "$checker" ]; then
+                    rows+="$kind: no compute-sanitizer here"$'\n'
+                    continue
+                fi
+                for program in $programs; do
+                    one "$kind" "$program" "$checker" --tool "$kind" --error-exitcode 9 "./$program"
+                done ;;
+        esac
+    done
+    printf '\n%s' "$rows"
+    return $failed
+}
+
+case ${1:-} in
+    pack) [ $# = 2 ] || { echo "usage: device_run.sh pack ARCHIVE.tar.gz" >&2; exit 2; }; pack "$2" ;;
+    run) shift; run "$@" ;;
+    *) echo "usage: device_run.sh pack ARCHIVE.tar.gz | run [KIND...]" >&2; exit 2 ;;
+esac
