@@ -39,6 +39,9 @@ typedef struct conversion {
 
 static void tell_about_job(const conversion *c)
 {
+    if (c->calib && mq_calibration_rows(c->calib) + mq_calibration_window(&c->job) <= c->opt.calib.n_tokens)
+        mq_cli_note(c->cli, "the calibration text has %lld tokens in whole windows, fewer than the %lld asked for",
+                    (long long)mq_calibration_rows(c->calib), (long long)c->opt.calib.n_tokens);
     mq_cli_warn_lines(c->cli, &c->job.source->notices);
     if (c->job.n_requantized_layers)
         mq_cli_warn(c->cli, "--experts int4 quantizes %lld MXFP4 layers again, which loses precision; the default keeps them",
@@ -85,8 +88,7 @@ static mq_status choose_threads(conversion *c, mq_err *err)
     if (!mq_convert_is_calibrated(&c->job))
         return MQ_OK;
     int64_t window = mq_calibration_window(&c->job);
-    int64_t asked = c->opt.calib.n_tokens < window ? window : c->opt.calib.n_tokens / window * window;
-    int64_t n_rows = c->calib ? mq_calibration_rows(c->calib) : asked;
+    int64_t n_rows = mq_calibration_rows(c->calib);
     MQ_TRY(mq_calibration_plan_for(&c->calib_plan, &c->job, n_rows, window, c->n_threads, limit, c->result->peak_bytes,
                                    err));
     c->result->peak_bytes = c->calib_plan.peak_bytes;
@@ -505,7 +507,7 @@ static mq_status convert_into(conversion *c, mq_err *err)
     return finish(c, err);
 }
 
-/* Headers only, and a piece of the checkpoint to time the disk: measure, print, leave nothing.  A lack of space is an error, after the table. */
+/* Headers and text only, and a piece of the checkpoint to time the disk: measure, print, leave nothing.  A lack of space is an error, after the table. */
 static mq_status dry_run(conversion *c, mq_err *err)
 {
     MQ_TRY(mq_folder_inspect(&c->state, c->opt.out_dir, err)); /* what the run itself would refuse */
@@ -540,7 +542,7 @@ mq_status mq_convert(mq_convert_result *out, const mq_convert_options *opt, cons
     st = mq_inputs_list(&c.in, c.job.source, err);
     if (st == MQ_OK)
         st = check_extras(&c, err);
-    if (st == MQ_OK && mq_convert_is_calibrated(&c.job) && !opt->dry_run)
+    if (st == MQ_OK && mq_convert_is_calibrated(&c.job)) /* a dry run too: how many tokens the text has decides sizes */
         st = mq_calibration_open(&c.calib, &c.job, err);
     if (st == MQ_OK) {
         tell_about_job(&c);

@@ -144,7 +144,7 @@ static void print_calib_plan(const mq_convert_result *r)
     char total[32], attention[32], experts[32], forward[32], disk[32];
     print_size_line("scratch", r->scratch_bytes);
     printf("%-12s 0 B (cpu)\n", "device");
-    printf("%-12s %lld tokens in windows of %lld, if the text has them; the residual stream in %s\n", "calibration",
+    printf("%-12s %lld tokens in windows of %lld; the residual stream in %s\n", "calibration",
            (long long)r->calib_tokens, (long long)r->calib_window, r->hidden_in_memory ? "memory" : "scratch files");
     mq_cli_seconds_text(total, s->total);
     mq_cli_seconds_text(attention, s->attention);
@@ -326,7 +326,7 @@ int main(int argc, char **argv)
         {.name = "overwrite", .kind = MQ_OPT_FLAG, .out = &a.overwrite, .value_name = "",
          .help = "replace a packed model or an unfinished run"},
         {.name = "dry-run", .kind = MQ_OPT_FLAG, .out = &a.dry_run, .value_name = "",
-         .help = "sizes, ranks, memory and space from headers alone; write nothing"},
+         .help = "sizes, ranks, memory, space and (calibrated) time from headers and text alone; leave nothing"},
         {.name = "report", .kind = MQ_OPT_STRING, .out = &a.report, .value_name = "FILE.html",
          .help = "write a page with plots and tables of what was done"},
     };

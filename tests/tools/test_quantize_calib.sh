@@ -58,6 +58,11 @@ json_is "$work/plan.json" '(r["calib_tokens"] == 1024 and r["calib_window"] == 2
     abs(sum(r["estimated_parts"].values()) - r["estimated_seconds"]) < 1e-6 * r["estimated_seconds"] and
     r["scratch_bytes"] > 0 and r["estimated_peak_device_bytes"] == 0 and r["measured"]["seconds"] > 0)'
 
+head -c 9000 "$text" >"$work/little.txt"
+expect 0 mimo-quantize --dry-run --calib "$work/little.txt" --calib-window 256 --json "$work/little.json" "$nano" "$packed"
+err_has 'fewer than the 1048576 asked for'
+json_is "$work/little.json" '0 < r["calib_tokens"] < 9000 and r["calib_tokens"] % 256 == 0'
+
 # ---- the run ----
 # How much scratch lies in OUT at most, looked at as often as this shell can.
 "$bin/mimo-quantize" "${few[@]}" --report "$work/report.html" --json "$work/run.json" "$nano" "$packed" \
