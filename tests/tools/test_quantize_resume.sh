@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Calibrated runs that are cut off: kill -9 at random points, a signal, another machine, a full disk, and memory held to its limit
+# with a checkpoint that is larger.  The bytes are always those of an undisturbed run.  MQ_KILLS: number of kills (default 12).
+. "$(dirname "${BASH_SOURCE[0]}")/tool_tests.sh"
+nano=$data/nano
+text=$data/text/eval.txt
+export OMP_WAIT_POLICY=passive
+cd "$work" || exit 1
+: >out && : >err
+run=("$bin/mimo-quantize" --quiet --calib "$text" --calib-tokens 8192 --calib-window 512 "$nano")
+
+# digest DIR: one hash of all names and contents
+digest() { (cd "$1" && find . -type f | sort | xargs -d '\n' sha256sum | sha256sum); }
+# cut_at FILE ARGS: run, and kill it when FILE is there
+cut_at() {
+    local pid
+    "${run[@]}" "${@:2}" cut >/dev/null 2>&1 &
+    pid=$!
+    until [ -e "cut/$1" ] || ! kill -0 $pid 2>/dev/null; do sleep 0.002; done
+    kill -9 $pid 2>/dev/null || fail "the run ended before $1"
+    wait $pid 2>/dev/null || true
+}
+
+start=$(date +%s%N)
+"${run[@]}" whole >/dev/null || fail 'the undisturbed run'
+took_us=$((($(date +%s%N) - start) / 1000))
+want=$(digest whole)
+
+# ---- kill -9 ----
+# A run that ended before its kill must be complete and right; so must, every fifth time, one that is left to itself.
+killed=0
+runs=0
+kills=${MQ_KILLS:-12}
+RANDOM=7
+while ((killed < kills && runs < 4 * kills)); do
+    runs=$((runs + 1))
+    "${run[@]}" --resume cut >/dev/null 2>&1 &
+    pid=$!
+    us=$(((RANDOM * 32768 + RANDOM) % took_us))
+    sleep "$(printf '%d.%06d' $((us / 1000000)) $((us % 1000000)))"
+    kill -9 $pid 2>/dev/null || true
+    got=0
+    wait $pid 2>/dev/null || got=$?
+    [ $got = 137 ] && killed=$((killed + 1))
+    [ $got = 137 ] || [ $got = 0 ] || fail "resume after kill $killed: exit $got"
+    [ $got = 137 ] && ((killed % 5)) && ((killed < kills)) && continue
+    "${run[@]}" --resume cut >/dev/null 2>err || fail "resume after kill $killed"
+    [ "$(digest cut)" = "$want" ] || fail "other bytes after kill $killed"
+    rm -rf cut
+done
+echo "killed $killed of $runs runs (a whole run takes $((took_us / 1000)) ms)"
+[ $killed = "$kills" ] || fail "only $killed kills hit a run"
+
+# ---- another machine, another text ----
+rm -rf cut
+cut_at scratch-hidden-002
+sed -i '1s/"instruction set":"[a-z0-9]*"/"instruction set":"neon"/' cut/.mimo-quantize.journal
+expect 6 mimo-quantize --quiet --resume --calib "$text" --calib-tokens 8192 --calib-window 512 "$nano" cut
+err_has 'instruction set was "neon", now'
+expect 6 mimo-quantize --quiet --resume --calib "$text" --calib-tokens 4096 --calib-window 512 "$nano" cut
+err_has 'calibration text was'
+expect 6 mimo-quantize --quiet --resume --method search "$nano" cut
+err_has 'method was "gptq", now "search"'
+expect 6 mimo-quantize --quiet --calib "$text" --calib-tokens 8192 --calib-window 512 "$nano" cut
+err_has 'an unfinished run'
+"${run[@]}" --overwrite cut >/dev/null 2>err && [ "$(digest cut)" = "$want" ] || fail '--overwrite of a calibrated run'
+
+# ---- SIGTERM: exit 143, resumable; the stream behind the last finished layer is all the scratch that stays ----
+rm -rf cut
+"${run[@]}" cut >/dev/null 2>err &
+pid=$!
+until [ -e cut/scratch-hidden-001 ]; do sleep 0.002; done
+kill -TERM $pid
+got=0
+wait $pid || got=$?
+[ $got = 143 ] || fail "SIGTERM: exit $got"
+compgen -G 'cut/*.partial' >/dev/null && fail 'SIGTERM left partial files'
+"${run[@]}" --resume cut >/dev/null 2>err && [ "$(digest cut)" = "$want" ] || fail 'resume after SIGTERM'
+
+# ---- memory: a checkpoint larger than the limit, the stream in files ----
+"$bin/tests/make-checkpoint" --preset nano --layers 5 --experts 64 --hidden 256 --moe-intermediate 256 --experts-dtype f32 \
+    --tokenizer "$nano" gen >/dev/null || fail make-checkpoint
+big=(--quiet --method imatrix --recipe rounds=0,descent=0 --group 32 --calib "$text" --calib-tokens 4096 --calib-window 512)
+limit=64
+until "$bin/mimo-quantize" "${big[@]}" --memory ${limit}M --json j.json gen tight >/dev/null 2>err; do
+    grep -q 'calibrating this model needs' err || break
+    limit=$((limit + 4))
+done
+[ -e tight/manifest.json ] || fail 'a run under --memory'
+in=$(sed -n 's/.*"bytes_in": \([0-9]*\).*/\1/p' j.json)
+peak=$(sed -n 's/.*"peak_host_bytes": \([0-9]*\).*/\1/p' j.json)
+echo "memory: $peak bytes at most, limit ${limit} MiB, checkpoint $in bytes"
+[ "$peak" -le $((limit << 20)) ] || fail 'memory beyond --memory'
+[ "$in" -gt $((limit << 20)) ] || fail 'the checkpoint fits into memory'
+"$bin/mimo-quantize" "${big[@]}" gen roomy >/dev/null 2>err || fail 'a run without --memory'
+[ "$(digest tight)" = "$(digest roomy)" ] || fail 'other bytes under --memory'
+rm -rf tight roomy
+
+# ---- no space for scratch ----
+mkdir small
+if mount -t tmpfs -o size=12m tmpfs small 2>/dev/null; then
+    trap 'umount "$work/small" 2>/dev/null; rm -rf "$work"' EXIT
+    expect 4 mimo-quantize --quiet --calib "$text" --calib-tokens 8192 --calib-window 512 "$nano" small/cut
+    err_has 'not enough space'
+    umount small
+else
+    echo 'SKIPPED: tmpfs (not root)'
+fi
+finish test_quantize_resume
