@@ -117,12 +117,13 @@ START_TEST(text_is_plain_decodings_whatever_is_guessed)
         return;
     int32_t *ids = prompts(dir), truth[TOKENS + 8], out[TOKENS];
     mq_engine *e = open_engine(dir, CONTEXT);
-    for (int p = 0; p < 2; p++)
+    bool small = getenv("MQ_TEST_SMALL") != NULL; /* sanitizers are slow */
+    for (int p = 0; p < (small ? 1 : 2); p++)
         for (int warmth = 0; warmth < 2; warmth++) {
             const mq_sampling *s = warmth ? &warm : &greedy;
             plain(e, truth, ids + p * ROW, TOKENS + 8, s);
             for (int w = 0; w < 4; w++)
-                for (int width = 0; width <= 8; width++) {
+                for (int width = 0; width <= 8; width += small ? 4 : 1) {
                     script sc = {e, truth, PROMPT, TOKENS + 8, wrong[w], (uint64_t)width, 0, MQ_OK};
                     mq_speculate *spec = open_speculate(e, &sc, width, 7);
                     int steps = speculative(e, spec, out, ids + p * ROW, TOKENS, s);
@@ -339,7 +340,7 @@ static double synthetic_mean(mq_engine *e, const int32_t *ids, double wanted, in
 
 START_TEST(drawn_acceptance_has_the_mean_that_was_asked_for)
 {
-    enum { STEPS = 1000 };
+    const int n_steps = getenv("MQ_TEST_SMALL") ? 100 : 1000;
     static const double wanted[4] = {1.0, 3.2, 6.3, 8.0};
     const char *dir = ref_model("nano");
     if (!dir)
@@ -348,17 +349,17 @@ START_TEST(drawn_acceptance_has_the_mean_that_was_asked_for)
     mq_engine *e = open_engine(dir, CONTEXT);
     mq_speculate_figures f, again;
     for (int i = 0; i < 4; i++) {
-        double mean = synthetic_mean(e, ids, wanted[i], 8, STEPS, 3, &f);
+        double mean = synthetic_mean(e, ids, wanted[i], 8, n_steps, 3, &f);
         /* a step's tokens deviate by at most 3.5: five standard errors */
         ck_assert_double_eq_tol(
             mean, wanted[i],
-            wanted[i] == 1.0 || wanted[i] == 8.0 ? 1e-12 : 5 * 3.5 / sqrt((double)STEPS));
-        synthetic_mean(e, ids, wanted[i], 8, STEPS, 3, &again);
+            wanted[i] == 1.0 || wanted[i] == 8.0 ? 1e-12 : 5 * 3.5 / sqrt((double)n_steps));
+        synthetic_mean(e, ids, wanted[i], 8, n_steps, 3, &again);
         ck_assert_mem_eq(f.accepted, again.accepted, sizeof f.accepted); /* seeded */
     }
     /* Auto has confidences to judge: hopeless guesses get no rows, whatever the clock says. */
-    synthetic_mean(e, ids, 1.001, 0, STEPS, 4, &f);
-    ck_assert_int_gt(f.steps[0], STEPS / 2);
+    synthetic_mean(e, ids, 1.001, 0, n_steps, 4, &f);
+    ck_assert_int_gt(f.steps[0], n_steps / 2);
     mq_engine_close(e);
     free(ids);
 }

@@ -3,7 +3,8 @@
  * distributed as the target says.
  *
  * By default a few prompts; with MQ_TEST_FULL=1 in the environment 200 greedy and 200 sampled
- * prompts of 64 tokens per case, and 10^5 draws (about half an hour on two cores). */
+ * prompts of 64 tokens per case, and 10^5 draws (about half an hour on an idle core;
+ * CK_RUN_CASE=int4, mxfp4 or draws runs one part). */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -402,10 +403,13 @@ END_TEST
 int main(void)
 {
     Suite *s = suite_create("speculative");
-    TCase *t = tcase_create("speculative");
-    tcase_add_test(t, int4_text_is_the_same_with_and_without_speculation);
-    tcase_add_test(t, mxfp4_text_is_the_same_with_and_without_speculation);
-    tcase_add_test(t, drawn_tokens_are_distributed_as_the_target_says);
-    suite_add_tcase(s, t);
+    TCase *int4 = tcase_create("int4"), *mxfp4 = tcase_create("mxfp4"),
+          *draws = tcase_create("draws");
+    tcase_add_test(int4, int4_text_is_the_same_with_and_without_speculation);
+    tcase_add_test(mxfp4, mxfp4_text_is_the_same_with_and_without_speculation);
+    tcase_add_test(draws, drawn_tokens_are_distributed_as_the_target_says);
+    suite_add_tcase(s, int4);
+    suite_add_tcase(s, mxfp4);
+    suite_add_tcase(s, draws);
     return mq_test_run(s);
 }
