@@ -219,7 +219,8 @@ static mq_status work_expert(mq_convert_worker *w, mq_convert_piece *pieces, mq_
     MQ_TRY(grow(&w->scale, scale_bytes, err));
     int64_t data_at = 0, scale_at = 0;
     for (int p = 0; p < n_parts; p++) {
-        MQ_TRY(rows_read(&parts[p], w->raw.data + data_at, w->scale.data + scale_at, err));
+        uint8_t *scale = parts[p].scale_bytes ? w->scale.data + scale_at : NULL; /* no buffer where nothing has scales */
+        MQ_TRY(rows_read(&parts[p], w->raw.data + data_at, scale, err));
         data_at += mq_round_up(parts[p].data_bytes, 64);
         scale_at += mq_round_up(parts[p].scale_bytes, 64);
         *read_bytes += parts[p].data_bytes + parts[p].scale_bytes;
