@@ -1,5 +1,6 @@
-/* Each file is a stream of tokens that is read on as far as its share asks.  Shares and capacities settle first: a file that
- * ends before its share keeps what it has, and the rest is shared out again.  Then the windows are laid in turn. */
+/* Shares and capacities settle first: each file is asked for its share, and one that has less keeps what it has while the rest
+ * is shared out again; a file whose share grew is read anew, as its windows then lie elsewhere.  Then the windows are laid in
+ * turn. */
 #include "calib/corpus.h"
 
 #include <math.h>
@@ -13,12 +14,13 @@
 /* One file of the mixture. */
 typedef struct stream {
     const mq_corpus_file *file;
-    mq_documents *documents; /* NULL behind the last */
-    mq_tokens tokens;        /* read so far */
-    int64_t n_documents;
-    int64_t share;           /* windows asked of it */
-    int64_t given;           /* windows laid */
-    double remainder;        /* while sharing out */
+    mq_documents *documents;
+    mq_tokens tokens;    /* its windows one behind the other; more may follow */
+    int64_t n_documents; /* read from the beginning */
+    int64_t share;       /* windows asked of it */
+    int64_t read_for;    /* the share that tokens was read for */
+    int64_t given;       /* windows laid */
+    double remainder;    /* while sharing out */
 } stream;
 
 typedef struct reader {
@@ -28,26 +30,6 @@ typedef struct reader {
     stream *streams; /* [n] */
     int64_t n;
 } reader;
-
-/* The next document into tokens; at the end the file is closed. */
-static mq_status read_document(stream *s, const mq_tokenizer *tokenizer, int32_t end_of_text, mq_err *err)
-{
-    const char *text;
-    int64_t n_bytes;
-    MQ_TRY(mq_documents_next(s->documents, &text, &n_bytes, err));
-    if (!text) {
-        mq_documents_close(s->documents);
-        s->documents = NULL;
-        if (s->n_documents == 0)
-            return mq_fail(err, MQ_E_FORMAT, "%s: holds no text", s->file->path);
-        return MQ_OK;
-    }
-    s->n_documents++;
-    mq_status st = mq_tokenizer_encode(tokenizer, &s->tokens, text, n_bytes, true, err);
-    if (st == MQ_OK && end_of_text >= 0)
-        st = mq_tokens_append(&s->tokens, end_of_text, err);
-    return mq_wrap(err, st, "%s: document %lld", s->file->path, (long long)s->n_documents);
-}
 
 static mq_status open_stream(stream *s, const mq_corpus_file *file, mq_err *err)
 {
@@ -62,6 +44,88 @@ static void close_stream(stream *s)
     mq_tokens_release(&s->tokens);
 }
 
+/* ---- Reading ---- */
+
+/* The next document into tokens; *end: there is none. */
+static mq_status read_document(stream *s, const mq_tokenizer *tokenizer, int32_t end_of_text, bool *end, mq_err *err)
+{
+    const char *text;
+    int64_t n_bytes;
+    MQ_TRY(mq_documents_next(s->documents, &text, &n_bytes, err));
+    *end = !text;
+    if (!text && s->n_documents == 0)
+        return mq_fail(err, MQ_E_FORMAT, "%s: holds no text", s->file->path);
+    if (!text)
+        return MQ_OK;
+    s->n_documents++;
+    mq_status st = mq_tokenizer_encode(tokenizer, &s->tokens, text, n_bytes, true, err);
+    if (st == MQ_OK && end_of_text >= 0)
+        st = mq_tokens_append(&s->tokens, end_of_text, err);
+    return mq_wrap(err, st, "%s: document %lld", s->file->path, (long long)s->n_documents);
+}
+
+/* The same for a part of one. */
+static mq_status read_part(reader *r, stream *s, bool *end, mq_err *err)
+{
+    const char *text;
+    int64_t n_bytes, off = mq_documents_off(s->documents);
+    bool ends;
+    MQ_TRY(mq_documents_next_part(s->documents, &text, &n_bytes, &ends, err));
+    *end = !text;
+    if (!text)
+        return MQ_OK;
+    mq_status st = mq_tokenizer_encode(r->tokenizer, &s->tokens, text, n_bytes, true, err);
+    if (st == MQ_OK && ends)
+        st = mq_tokens_append(&s->tokens, r->end_of_text, err);
+    return mq_wrap(err, st, "%s: text at byte %lld", s->file->path, (long long)off);
+}
+
+/* floor(j * n_bytes / n) for j <= n <= MAX_WINDOWS. */
+static int64_t spread_off(int64_t n_bytes, int64_t j, int64_t n)
+{
+    return n_bytes / n * j + n_bytes % n * j / n;
+}
+
+/* The windows of s's share, evenly spread over span bytes; *full: the file reached that far. */
+static mq_status read_spread(reader *r, stream *s, int64_t span, bool *full, mq_err *err)
+{
+    bool end = false;
+    s->tokens.n = 0;
+    MQ_TRY(mq_documents_seek(s->documents, 0, err));
+    for (int64_t j = 0; j < s->share && !end; j++) {
+        int64_t off = spread_off(span, j, s->share);
+        if (mq_documents_off(s->documents) <= off) {
+            s->tokens.n = j * r->window;
+            MQ_TRY(mq_documents_seek(s->documents, off, err));
+        }
+        while (s->tokens.n < (j + 1) * r->window && !end)
+            MQ_TRY(read_part(r, s, &end, err));
+    }
+    *full = !end;
+    return MQ_OK;
+}
+
+/* The first windows of the file, s's share or what there is. */
+static mq_status read_first(reader *r, stream *s, mq_err *err)
+{
+    s->tokens.n = 0;
+    s->n_documents = 0;
+    MQ_TRY(mq_documents_seek(s->documents, 0, err));
+    for (bool end = false; s->tokens.n < s->share * r->window && !end;)
+        MQ_TRY(read_document(s, r->tokenizer, r->end_of_text, &end, err));
+    return MQ_OK;
+}
+
+static mq_status read_share(reader *r, stream *s, mq_err *err)
+{
+    static const int64_t eighths[] = {8, 7, 6, 4};
+    bool full = s->read_for == s->share;
+    s->read_for = s->share;
+    for (int i = 0; i < 4 && !full; i++)
+        MQ_TRY(read_spread(r, s, spread_off(mq_documents_file_bytes(s->documents), eighths[i], 8), &full, err));
+    return full ? MQ_OK : read_first(r, s, err);
+}
+
 mq_status mq_corpus_tokens(mq_tokens *out, const char *path, const mq_tokenizer *tokenizer, int32_t end_of_text,
                            mq_err *err)
 {
@@ -69,8 +133,8 @@ mq_status mq_corpus_tokens(mq_tokens *out, const char *path, const mq_tokenizer 
     mq_corpus_file file = {path, 1.0};
     mq_status st = open_stream(&s, &file, err);
     s.tokens = *out; /* appended to, and given back */
-    while (st == MQ_OK && s.documents)
-        st = read_document(&s, tokenizer, end_of_text, err);
+    for (bool end = false; st == MQ_OK && !end;)
+        st = read_document(&s, tokenizer, end_of_text, &end, err);
     *out = s.tokens;
     mq_documents_close(s.documents);
     return st;
@@ -78,14 +142,11 @@ mq_status mq_corpus_tokens(mq_tokens *out, const char *path, const mq_tokenizer 
 
 /* ---- Shares ---- */
 
+/* Windows that s can give, of its share. */
 static int64_t capacity(const reader *r, const stream *s)
 {
-    return s->tokens.n / r->window;
-}
-
-static bool is_exhausted(const reader *r, const stream *s)
-{
-    return !s->documents && capacity(r, s) <= s->share;
+    int64_t n = s->tokens.n / r->window;
+    return n < s->share ? n : s->share;
 }
 
 /* Share n_windows out over the files marked in open, by weight and largest remainders. */
@@ -114,7 +175,7 @@ static void share_out(reader *r, const bool *open, int64_t n_windows)
     }
 }
 
-/* Read every file as far as its share; files that end before keep what they have and leave the rest to the others. */
+/* Read every file's share; files that have less keep what they have and leave the rest to the others. */
 static mq_status settle_shares(reader *r, bool *open, int64_t n_windows, mq_err *err)
 {
     int64_t left = n_windows, n_open = r->n;
@@ -123,14 +184,12 @@ static mq_status settle_shares(reader *r, bool *open, int64_t n_windows, mq_err 
     for (bool again = true; again && n_open > 0;) {
         again = false;
         share_out(r, open, left);
+        for (int64_t i = 0; i < r->n; i++)
+            if (open[i])
+                MQ_TRY(read_share(r, &r->streams[i], err));
         for (int64_t i = 0; i < r->n; i++) {
             stream *s = &r->streams[i];
-            while (open[i] && s->documents && capacity(r, s) < s->share)
-                MQ_TRY(read_document(s, r->tokenizer, r->end_of_text, err));
-        }
-        for (int64_t i = 0; i < r->n; i++) {
-            stream *s = &r->streams[i];
-            if (!open[i] || !is_exhausted(r, s) || capacity(r, s) == s->share)
+            if (!open[i] || capacity(r, s) == s->share)
                 continue;
             s->share = capacity(r, s);
             left -= s->share;

@@ -1,8 +1,10 @@
-/* Calibration tokens, with a tokenizer whose ids are bytes: windows, ends of documents, mixtures (shares, files that run
- * out, prefixes), the digest, every error with its text; and the bundled text as mimo-verify reads it. */
+/* Calibration tokens, with a tokenizer whose ids are bytes: windows, ends of documents, where windows lie in a file (worked by hand,
+ * and against corpus.h's words taken literally over the whole text), mixtures (shares, files that run out, prefixes), the digest,
+ * every error with its text; and the bundled text as mimo-verify reads it. */
 #include "calib/corpus.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -45,6 +47,16 @@ static const char *text_file(const char *name, const char *text)
     const char *dir = mq_test_dir();
     mq_assert_ok(mq_file_save(dir, name, text, (int64_t)strlen(text), &err), &err);
     return mq_path_join(dir, name);
+}
+
+/* The same where there are many: without waiting for the disk. */
+static const char *scratch_file(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "wb");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_int_ge(fputs(text, f), 0);
+    ck_assert_int_eq(fclose(f), 0);
+    return path;
 }
 
 /* n times the letter: with the end id, n + 1 tokens. */
@@ -132,6 +144,238 @@ START_TEST(a_file_is_read_only_as_far_as_needed)
     mq_assert_ok(read_corpus(&c, &f, 1, 3, 6, &err), &err);
     mq_corpus_release(&c);
     mq_assert_fails(read_corpus(&c, &f, 1, 3, 9, &err), MQ_E_FORMAT, &err, "a.txt: byte 19 is not UTF-8");
+    f.path = text_file("b.txt", "aaaa\n\xFF\nbbbb\n"); /* 12 bytes; the windows lie at 0 and 7 */
+    mq_assert_ok(read_corpus(&c, &f, 1, 4, 8, &err), &err);
+    mq_corpus_release(&c);
+    mq_assert_fails(read_corpus(&c, &f, 1, 6, 12, &err), MQ_E_FORMAT, &err, "b.txt: byte 5 is not UTF-8");
+    f.path = text_file("c.jsonl", "{\"text\":\"aa\"}\n[]\n{\"text\":\"bb\"}\n{\"text\":1}\n"); /* 42 bytes; 21 -> 31 */
+    mq_assert_ok(read_corpus(&c, &f, 1, 3, 3, &err), &err);
+    mq_corpus_release(&c);
+    mq_assert_fails(read_corpus(&c, &f, 1, 4, 8, &err), MQ_E_FORMAT, &err, "c.jsonl: line 2: is of type array");
+    mq_assert_fails(read_corpus(&c, &f, 1, 3, 6, &err), MQ_E_FORMAT, &err, "c.jsonl: line 4: \"text\" is of type number");
+}
+END_TEST
+
+/* ---- Where the windows lie ---- */
+
+/* n windows of a file with this text are these ids, '|' standing for the end of a document. */
+static void expect_windows(const char *name, const char *text, int64_t window, int64_t n, const char *ids)
+{
+    mq_err err = {0};
+    mq_corpus c;
+    mq_corpus_file f = {text_file(name, text), 1};
+    mq_assert_ok(read_corpus(&c, &f, 1, window, n * window, &err), &err);
+    ck_assert_int_eq(c.n_windows * window, (int64_t)strlen(ids));
+    for (int64_t i = 0; i < c.n_windows * window; i++)
+        ck_assert_msg(c.ids[i] == (ids[i] == '|' ? END : (uint8_t)ids[i]), "%s: '%s': place %d is %d, expected '%c'", name, text,
+                      (int)i, (int)c.ids[i], ids[i]);
+    mq_corpus_release(&c);
+}
+
+#define SEP MQ_DOCUMENTS_SEPARATOR
+
+START_TEST(windows_begin_at_lines_evenly_spread)
+{
+    expect_windows("a", "aaaa\nbbbb\ncccc\ndddd\n", 2, 2, "aacc");            /* 20 bytes: 10 is c's */
+    expect_windows("a", "aaaa\nbbbb\ncccc\ndddd\n", 6, 2, "aaaa\nbcccc\nd");    /* over line ends */
+    expect_windows("a", "aaaa\nbbbb\ncccc\ndddd\n", 2, 1, "aa");
+    expect_windows("a", "aaa\r\nbbb\r\nccc\r\nddd\r\n", 4, 2, "aaa\rccc\r");     /* 20 bytes: 10 is c's */
+    expect_windows("a", "aa\nbbbbbbbb\n\n  cc\n\tdd\n\r\neee\n", 2, 2, "aaee"); /* 28: no blank line, none that is moved in */
+    expect_windows("a", "aa\n\xC3\xA9\xC3\xA9\xC3\xA9\xC3\xA9\nbbbb\n", 2, 2, "aabb"); /* 17: 8 is inside a letter */
+    expect_windows("a", "\xEF\xBB\xBF" "aa\nbb\ncc\ndd", 2, 2, "aacc");          /* 14, the mark counted: 7 -> 9 */
+}
+END_TEST
+
+START_TEST(windows_begin_at_documents)
+{
+    expect_windows("a", "aa\nbbbbbbbbbb" SEP "cccc\n", 2, 2, "aacc");            /* 31: 15 is inside the separator */
+    expect_windows("a", "aa\nbb\n" SEP "cccccccccccc\n", 2, 2, "aacc");          /* 32: none begins with a separator, 16 -> 19 */
+    expect_windows("a", "aa\nbb" SEP SEP "cccc" SEP SEP SEP, 2, 2, "aa||");      /* 74: 37 is inside the third, two empty ones */
+    expect_windows("a.jsonl", "{\"text\":\"aaaa\"}\n{\"text\":\"b\"}\r\n \n{\"text\":\"cccc\"}\n", 4, 2, "aaaacccc"); /* 48: 24 -> 30 */
+}
+END_TEST
+
+START_TEST(windows_go_on_where_the_one_before_reaches_far)
+{
+    expect_windows("a", "abcdefghijkl", 3, 2, "abcdef");                  /* one line */
+    expect_windows("a", "aaaa\nbbbb\ncccc\ndddd\n", 2, 3, "aacccc");      /* 13 is inside c's line */
+    expect_windows("a", "abcdefghijkl\nmno\npqr\n", 3, 3, "abcdefpqr");   /* 21: 7 is inside the first line, 14 -> 17 */
+    expect_windows("a.jsonl", "{\"text\":\"aaaabbbb\"}\n{\"text\":\"cc\"}\n{\"text\":\"dd\"}\n", 3, 3, "aaaabbdd|"); /* 48: 16, 32 */
+}
+END_TEST
+
+START_TEST(windows_draw_together_where_the_end_has_little_text)
+{
+    expect_windows("a", "aa\nbb\ncc\ndddddddddddd", 3, 2, "aa\nddd"); /* 21: 10 is behind the last start; 18: 9 is not */
+    expect_windows("a", "aaaaaa\nbbbbbb\ncc\n", 6, 2, "aaaaaabbbbbb"); /* 17: 8 -> 14, c c \n end; 14: 7 */
+}
+END_TEST
+
+START_TEST(a_file_with_little_text_gives_its_first_windows)
+{
+    expect_windows("a", "aa\nbbbbbbbbbbbbbbbbb\nc", 3, 2, "aa\nbbb"); /* 22: half is 11, 5 -> 21, c end */
+    expect_windows("a.jsonl", "{\"text\":\"a\"}\n{\"text\":\"bbbbbbbbbbbbbbb\"}\n", 2, 2, "a|bb"); /* 39: 19 is in the last line */
+}
+END_TEST
+
+/* corpus.h's words over a text that is held whole. */
+typedef struct literal {
+    const char *text;
+    int64_t n_bytes;
+    bool is_jsonl;
+    const mq_tokenizer *tokenizer;
+    int32_t end;
+    mq_tokens list;
+} literal;
+
+static bool is_start(const literal *l, int64_t p)
+{
+    static const int64_t n_sep = sizeof SEP - 1;
+    const char *t = l->text;
+    if (p == 0)
+        return true;
+    if (l->is_jsonl)
+        return t[p - 1] == '\n';
+    if (p >= n_sep && memcmp(t + p - n_sep, SEP, (size_t)n_sep) == 0)
+        return true;
+    return t[p - 1] == '\n' && !strchr("\t\n\v\f\r ", t[p]) && strncmp(t + p, SEP, (size_t)n_sep) != 0;
+}
+
+/* Append the part at p; the byte behind it. */
+static int64_t literal_part(literal *l, int64_t p)
+{
+    mq_err err = {0};
+    int64_t e = p, behind;
+    const char *sep = strstr(l->text + p, SEP);
+    bool ends = true;
+    do
+        e++;
+    while (e < l->n_bytes && !is_start(l, e));
+    behind = e;
+    if (l->is_jsonl) { /* {"text":"..."} or blank; letters only */
+        if (l->text[p] != '{')
+            return behind;
+        p += 9;
+        e = strchr(l->text + p, '"') - l->text;
+    } else if (sep && sep - l->text < e) {
+        e = sep - l->text;
+        behind = e + (int64_t)sizeof SEP - 1;
+    } else {
+        ends = e == l->n_bytes;
+    }
+    mq_assert_ok(mq_tokenizer_encode(l->tokenizer, &l->list, l->text + p, e - p, true, &err), &err);
+    if (ends)
+        mq_assert_ok(mq_tokens_append(&l->list, l->end, &err), &err);
+    return behind;
+}
+
+/* Fill list with the windows as spread, or give false at the end of the file. */
+static bool literal_spread(literal *l, int64_t span, int64_t window, int64_t n)
+{
+    int64_t at = 0;
+    l->list.n = 0;
+    for (int64_t j = 0; j < n; j++) {
+        int64_t off = j * span / n;
+        if (at <= off) {
+            l->list.n = j * window;
+            for (at = off; at < l->n_bytes && !is_start(l, at); at++)
+                ;
+        }
+        while (l->list.n < (j + 1) * window) {
+            if (at >= l->n_bytes)
+                return false;
+            at = literal_part(l, at);
+        }
+    }
+    return true;
+}
+
+static bool literal_windows(literal *l, int64_t window, int64_t n)
+{
+    return literal_spread(l, l->n_bytes, window, n) || literal_spread(l, l->n_bytes * 7 / 8, window, n) ||
+           literal_spread(l, l->n_bytes * 6 / 8, window, n) || literal_spread(l, l->n_bytes * 4 / 8, window, n);
+}
+
+/* Read from the file and literally: the same ids.  True when they are spread. */
+static bool expect_literal(const char *path, const char *text, const mq_tokenizer *t, int32_t end, int64_t window, int64_t n)
+{
+    mq_err err = {0};
+    mq_corpus c;
+    mq_corpus_file f = {path, 1};
+    literal l = {text, (int64_t)strlen(text), mq_documents_is_jsonl(path), t, end, {0}};
+    mq_tokens all = {0};
+    mq_assert_ok(mq_corpus_tokens(&all, path, t, end, &err), &err);
+    mq_status st = mq_corpus_read(&c, &f, 1, t, end, window, n * window, &err);
+    bool is_spread = literal_windows(&l, window, n);
+    if (!is_spread && all.n < window) {
+        mq_assert_fails(st, MQ_E_ARG, &err, "tokens of text");
+    } else {
+        mq_assert_ok(st, &err);
+        ck_assert_int_eq(c.n_windows, is_spread || all.n / window > n ? n : all.n / window);
+        const int32_t *expected = is_spread ? l.list.ids : all.ids;
+        ck_assert_mem_eq(c.ids, expected, (size_t)(c.n_windows * window) * sizeof *c.ids);
+        mq_corpus_release(&c);
+    }
+    mq_tokens_release(&all);
+    mq_tokens_release(&l.list);
+    return is_spread;
+}
+
+START_TEST(windows_are_what_the_header_says)
+{
+    static const char *const pieces[] = {"a", "bc", "\xC3\xA9", " ", "\n", "\r\n", "\n\n", "\t", "def ghi.", "\n" SEP, SEP,
+                                         "<|endof", "jkl mno pqr stu vwx\n", "\n1 2\n"};
+    static const char *const lines[] = {"{\"text\":\"a\"}\n", "{\"text\":\"\"}\r\n", "\n", " \n",
+                                        "{\"text\":\"bcdefghijklmnopqrstuvwxyz\"}\n"};
+    mq_tokenizer *t = byte_tokenizer();
+    char *txt = mq_path_join(mq_test_dir(), "r.txt"), *jsonl = mq_path_join(mq_test_dir(), "r.jsonl");
+    uint32_t state = 1;
+    int n_spread = 0, n_first = 0;
+    for (int round = 0; round < 1500; round++) {
+        mq_buf b = mq_buf_empty();
+        bool is_jsonl = round % 4 == 3;
+        int n_pieces = 1 + round % 97;
+        mq_buf_str(&b, is_jsonl ? lines[0] : "x");
+        for (int i = 0; i < n_pieces; i++) {
+            state = state * 1664525 + 1013904223;
+            mq_buf_str(&b, is_jsonl ? lines[(state >> 16) % 5] : pieces[(state >> 16) % 14]);
+        }
+        int64_t window = 1 + (state >> 8) % 9, n = 1 + (state >> 20) % 12;
+        const char *path = scratch_file(is_jsonl ? jsonl : txt, b.data);
+        if (expect_literal(path, b.data, t, END, window, n))
+            n_spread++;
+        else
+            n_first++;
+        mq_buf_release(&b);
+    }
+    ck_assert_int_gt(n_spread, 500);
+    ck_assert_int_gt(n_first, 50);
+    free(txt);
+    free(jsonl);
+    mq_tokenizer_close(t);
+}
+END_TEST
+
+/* Half a MiB in lines of 1 to 4000 bytes: starts on both sides of the blocks that are read at once. */
+START_TEST(large_files_are_entered_anywhere)
+{
+    mq_buf b = mq_buf_empty();
+    mq_tokenizer *t = byte_tokenizer();
+    uint32_t state = 7;
+    while (b.n_bytes < 1 << 19) {
+        state = state * 1664525 + 1013904223;
+        int64_t n = (state >> 16) % 16 ? (state >> 20) % 100 : (state >> 20) % 4000;
+        for (int64_t i = 0; i < n; i++)
+            mq_buf_append(&b, "abcdefghijklmnopqrstuvwxyz " + (state + (uint32_t)i) % 27, 1);
+        mq_buf_str(&b, state >> 31 ? "\n" : (state >> 30) % 2 ? "\n\n" : "\n" SEP);
+    }
+    const char *path = text_file("large.txt", b.data);
+    ck_assert(expect_literal(path, b.data, t, END, 64, 1000));
+    ck_assert(expect_literal(path, b.data, t, END, 4096, 7));
+    ck_assert(expect_literal(path, b.data, t, END, 100000, 3));
+    ck_assert(!expect_literal(path, b.data, t, END, 4096, 128));
+    mq_buf_release(&b);
+    mq_tokenizer_close(t);
 }
 END_TEST
 
@@ -294,10 +538,16 @@ START_TEST(bundled_text_is_what_the_whole_text_gives)
 
     mq_corpus c;
     mq_corpus_file f = {path, 1};
-    mq_assert_ok(mq_corpus_read(&c, &f, 1, t, end, 512, 512 * 100, &err), &err);
-    ck_assert_int_eq(c.n_windows, 100);
-    ck_assert_mem_eq(c.ids, whole.ids, 512 * 100 * sizeof *c.ids);
+    mq_assert_ok(mq_corpus_read(&c, &f, 1, t, end, whole.n, whole.n, &err), &err); /* parts are no different */
+    ck_assert_int_eq(c.n_windows, 1);
+    ck_assert_mem_eq(c.ids, whole.ids, (size_t)whole.n * sizeof *c.ids);
     mq_corpus_release(&c);
+    mq_assert_ok(mq_corpus_read(&c, &f, 1, t, end, 512, whole.n, &err), &err); /* nor is all there is */
+    ck_assert_int_eq(c.n_windows, whole.n / 512);
+    ck_assert_mem_eq(c.ids, whole.ids, (size_t)(512 * c.n_windows) * sizeof *c.ids);
+    mq_corpus_release(&c);
+    ck_assert(expect_literal(path, text.data, t, end, 512, 16));
+    ck_assert(expect_literal(path, text.data, t, end, 100, 64));
     mq_tokens_release(&whole);
     mq_tokens_release(&joined);
     mq_buf_release(&text);
@@ -313,6 +563,13 @@ int main(void)
     tcase_add_test(t, jsonl_gives_the_same_tokens);
     tcase_add_test(t, digest_is_of_little_endian_ids);
     tcase_add_test(t, a_file_is_read_only_as_far_as_needed);
+    tcase_add_test(t, windows_begin_at_lines_evenly_spread);
+    tcase_add_test(t, windows_begin_at_documents);
+    tcase_add_test(t, windows_go_on_where_the_one_before_reaches_far);
+    tcase_add_test(t, windows_draw_together_where_the_end_has_little_text);
+    tcase_add_test(t, a_file_with_little_text_gives_its_first_windows);
+    tcase_add_test(t, windows_are_what_the_header_says);
+    tcase_add_test(t, large_files_are_entered_anywhere);
     tcase_add_test(t, shares_go_by_weight_and_largest_remainder);
     tcase_add_test(t, a_file_that_runs_out_leaves_its_share);
     tcase_add_test(t, windows_of_a_file_keep_their_order);

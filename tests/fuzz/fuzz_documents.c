@@ -1,5 +1,6 @@
 /* Noise as a text file and as JSON lines.  Documents are well-formed UTF-8 whatever the bytes; documents of plain text, joined by
- * the separator, are the file again (but for a mark at its beginning and a separator at its end). */
+ * the separator, are the file again (but for a mark at its beginning and a separator at its end).  Entered anywhere, the parts are
+ * well-formed too, and read from the beginning they are the documents. */
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +34,41 @@ static bool read_all(const char *path, bool is_jsonl, mq_buf *joined)
     return st == MQ_OK;
 }
 
+/* The same in parts, from the first start at or behind off. */
+static bool read_parts(const char *path, bool is_jsonl, int64_t off, mq_buf *joined)
+{
+    mq_err err = {MQ_OK, ""};
+    mq_documents *d;
+    const char *text;
+    int64_t n_bytes;
+    bool ends = true;
+    mq_status st = mq_documents_open(&d, path, is_jsonl, &err);
+    assert(st == MQ_OK);
+    st = mq_documents_seek(d, off, &err);
+    assert(st == MQ_OK && (off > mq_documents_file_bytes(d) || mq_documents_off(d) >= off));
+    while ((st = mq_documents_next_part(d, &text, &n_bytes, &ends, &err)) == MQ_OK && text) {
+        assert(mq_unicode_check(text, n_bytes, &err) == MQ_OK);
+        mq_buf_append(joined, text, n_bytes);
+        if (ends)
+            mq_buf_str(joined, MQ_DOCUMENTS_SEPARATOR);
+    }
+    assert(st == MQ_E_FORMAT || (st == MQ_OK && ends && mq_documents_off(d) == mq_documents_file_bytes(d)));
+    mq_documents_close(d);
+    return st == MQ_OK;
+}
+
+static void check_parts(const char *path, bool is_jsonl, const mq_buf *documents, bool whole, int64_t n)
+{
+    mq_buf parts = mq_buf_empty();
+    bool same = read_parts(path, is_jsonl, 0, &parts) == whole;
+    assert(same);
+    assert(!whole || (parts.n_bytes == documents->n_bytes &&
+                      (parts.n_bytes == 0 || memcmp(parts.data, documents->data, (size_t)parts.n_bytes) == 0)));
+    for (int64_t k = 1; k < 8; k++)
+        read_parts(path, is_jsonl, n * k / 7, &parts);
+    mq_buf_release(&parts);
+}
+
 static void check_joined(const mq_buf *joined, const char *data, int64_t n)
 {
     const int64_t n_end = (int64_t)strlen(MQ_DOCUMENTS_SEPARATOR);
@@ -58,9 +94,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     assert(written == (ssize_t)n);
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     mq_buf text = mq_buf_empty(), lines = mq_buf_empty();
-    if (read_all(path, false, &text))
+    bool whole = read_all(path, false, &text);
+    if (whole)
         check_joined(&text, (const char *)data, (int64_t)n);
-    read_all(path, true, &lines);
+    check_parts(path, false, &text, whole, (int64_t)n);
+    whole = read_all(path, true, &lines);
+    check_parts(path, true, &lines, whole, (int64_t)n);
     mq_buf_release(&text);
     mq_buf_release(&lines);
     close(fd);

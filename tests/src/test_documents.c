@@ -184,6 +184,57 @@ START_TEST(lines_that_are_no_documents_are_named)
 }
 END_TEST
 
+/* Parts from the first start at or behind off, joined by '|', "||" where a document ends. */
+static void expect_parts(const char *name, const char *bytes, int64_t off, int64_t start, const char *joined)
+{
+    mq_err err = {0};
+    mq_buf b = mq_buf_empty();
+    mq_documents *d;
+    char *path = write_file(name, bytes, (int64_t)strlen(bytes));
+    const char *text;
+    int64_t n;
+    bool ends;
+    mq_assert_ok(mq_documents_open(&d, path, mq_documents_is_jsonl(path), &err), &err);
+    ck_assert_int_eq(mq_documents_file_bytes(d), (int64_t)strlen(bytes));
+    for (int again = 0; again < 2; again++) { /* back from the end as well */
+        mq_buf_clear(&b);
+        mq_assert_ok(mq_documents_seek(d, off, &err), &err);
+        ck_assert_int_eq(mq_documents_off(d), start);
+        for (;;) {
+            mq_assert_ok(mq_documents_next_part(d, &text, &n, &ends, &err), &err);
+            if (!text)
+                break;
+            mq_buf_append(&b, text, n);
+            mq_buf_str(&b, ends ? "||" : "|");
+        }
+        ck_assert_int_eq(mq_documents_off(d), (int64_t)strlen(bytes));
+        ck_assert_str_eq(b.data ? b.data : "", joined);
+    }
+    mq_documents_close(d);
+    mq_buf_release(&b);
+    free(path);
+}
+
+START_TEST(files_are_entered_at_starts)
+{
+    expect_parts("a.txt", "ab\ncd\n\n ef\ngh", 0, 0, "ab\n|cd\n\n ef\n|gh||");
+    expect_parts("a.txt", "ab\ncd\n\n ef\ngh", 1, 3, "cd\n\n ef\n|gh||");
+    expect_parts("a.txt", "ab\ncd\n\n ef\ngh", 3, 3, "cd\n\n ef\n|gh||");
+    expect_parts("a.txt", "ab\ncd\n\n ef\ngh", 4, 11, "gh||");
+    expect_parts("a.txt", "ab\ncd\n\n ef\ngh", 12, 13, "");
+    expect_parts("a.txt", "ab\ncd\n\n ef\ngh", 99, 13, "");
+    expect_parts("a.txt", "a" SEP "b\n" SEP SEP "c\r\n\r\n\tx\n", 1, 14, "b\n||||c\r\n\r\n\tx\n||");
+    expect_parts("a.txt", "a" SEP "b\n" SEP SEP "c\r\n\r\n\tx\n", 15, 29, "||c\r\n\r\n\tx\n||");
+    expect_parts("a.txt", "a" SEP "b\n" SEP SEP "c", 30, 42, "c||");
+    expect_parts("a.txt", "ab" SEP, 1, 15, "");
+    expect_parts("a.txt", "\xEF\xBB\xBF\nab", 1, 3, "\n|ab||");
+    expect_parts("a.jsonl", "{\"text\":\"a\\nb\"}\n\n{\"text\":\"\"}\n", 0, 0, "a\nb||||");
+    expect_parts("a.jsonl", "{\"text\":\"a\\nb\"}\n\n{\"text\":\"\"}\n", 1, 16, "||");
+    expect_parts("a.jsonl", "{\"text\":\"a\\nb\"}\n\n{\"text\":\"\"}\n", 17, 17, "||");
+    expect_parts("a.jsonl", "{\"text\":\"a\\nb\"}\n\n{\"text\":\"\"}\n", 18, 29, "");
+}
+END_TEST
+
 START_TEST(what_is_no_file_is_refused)
 {
     mq_err err = {0};
@@ -218,6 +269,7 @@ int main(void)
     tcase_add_test(t, a_long_line_passes_the_block);
     tcase_add_test(t, bytes_that_are_not_utf8_are_named);
     tcase_add_test(t, lines_that_are_no_documents_are_named);
+    tcase_add_test(t, files_are_entered_at_starts);
     tcase_add_test(t, what_is_no_file_is_refused);
     tcase_add_test(t, names_tell_the_kind);
     suite_add_tcase(s, t);
