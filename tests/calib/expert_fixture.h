@@ -17,6 +17,7 @@
 /* ---- data ---- */
 
 typedef struct fixture {
+    const mq_kernels *k;
     int64_t hidden, width, n_tokens, n_sample, n_layer;
     random_matrix gate, up, down;
     float *x, *sample; /* [n, hidden] */
@@ -68,6 +69,7 @@ static inline random_matrix weights(mq_scheme scheme, int64_t rows, int64_t cols
 static inline fixture *fixture_create(mq_scheme scheme, int64_t hidden, int64_t width, int64_t n_tokens, uint64_t seed)
 {
     fixture *f = calloc(1, sizeof *f);
+    f->k = mq_kernels_find("cpu");
     f->hidden = hidden;
     f->width = width;
     f->n_tokens = n_tokens;
@@ -106,12 +108,77 @@ static inline void fixture_free(fixture *f)
     free(f);
 }
 
-/* ---- the job in double ---- */
+/* ---- a run and what came out ---- */
 
 static inline double *doubles(int64_t n)
 {
     return calloc((size_t)n + 1, sizeof(double));
 }
+
+typedef struct result {
+    uint8_t *gate_up, *down;
+    int64_t gate_up_bytes, down_bytes;
+    mq_calib_account account[MQ_CALIB_MATRICES];
+} result;
+
+enum { BLOCK = 64 }; /* rows of tokens at a time: several blocks in most tests */
+
+static inline mq_status run_on(mq_dev *dev, result *out, const fixture *f, const mq_calib_recipe *r, mq_err *err)
+{
+    mq_calib_worker *w;
+    mq_assert_ok(mq_calib_worker_create(&w, f->k, dev, f->hidden, f->width, r->group, BLOCK, err), err);
+    out->gate_up_bytes = mq_units_bytes(2 * f->width, f->hidden, r->group);
+    out->down_bytes = mq_units_bytes(f->hidden, f->width, r->group);
+    out->gate_up = malloc((size_t)out->gate_up_bytes);
+    out->down = malloc((size_t)out->down_bytes);
+    mq_status st = mq_calib_expert_run(w, out->gate_up, out->down, out->account, &f->e, r, err);
+    mq_calib_worker_free(w);
+    return st;
+}
+
+static inline mq_status run(result *out, const fixture *f, const mq_calib_recipe *r, mq_err *err)
+{
+    mq_dev *dev;
+    mq_assert_ok(f->k->dev_open(&dev, 0, 2, NULL, err), err);
+    mq_status st = run_on(dev, out, f, r, err);
+    f->k->dev_close(dev);
+    return st;
+}
+
+static inline void result_free(result *r)
+{
+    free(r->gate_up);
+    free(r->down);
+}
+
+/* Weights of a finished matrix: gate, up or down. */
+static inline double *weights_of(const result *r, const fixture *f, int matrix, int group)
+{
+    bool is_down = matrix == MQ_CALIB_DOWN;
+    int64_t rows = is_down ? f->hidden : f->width, cols = is_down ? f->width : f->hidden;
+    double *w = doubles(rows * cols);
+    for (int64_t i = 0; i < rows * cols; i++) {
+        int64_t row = is_down ? i / cols : mq_gate_up_row(i / cols, matrix == MQ_CALIB_UP);
+        w[i] = (double)mq_units_at(is_down ? r->down : r->gate_up, cols, group, row, i % cols);
+    }
+    return w;
+}
+
+static inline const float *source_of(const fixture *f, int matrix)
+{
+    return matrix == MQ_CALIB_GATE ? f->gate.wide : matrix == MQ_CALIB_UP ? f->up.wide : f->down.wide;
+}
+
+static inline mq_calib_recipe basic(mq_calib_method method, int group)
+{
+    mq_calib_recipe r = mq_calib_recipe_default(method, group);
+    r.rounds = 0;
+    r.descent = 0;
+    r.down_target = false;
+    return r;
+}
+
+/* ---- the job in double ---- */
 
 /* g [n, n] full += weight x x^T; weight of row i: coef[i]^power, 1 without coef. */
 static inline double *moment_of(const double *x, int64_t rows, int64_t n, const float *coef, int power)
@@ -213,6 +280,25 @@ static inline double *factor_of(const double *g, const int64_t *perm, double dam
         for (int64_t i = 0; i < k; i++)
             r[i * n + k] /= r[k * n + k];
     return r;
+}
+
+/* y [rows, n] = y h^-1, h symmetric and positive definite; elimination, h is used up. */
+static inline void solve_rows(double *y, double *h, int64_t rows, int64_t n)
+{
+    for (int64_t k = 0; k < n; k++)
+        for (int64_t i = k + 1; i < n; i++) {
+            double by = h[k * n + i] / h[k * n + k];
+            for (int64_t j = k; j < n; j++)
+                h[j * n + i] -= by * h[j * n + k];
+            for (int64_t r = 0; r < rows; r++)
+                y[r * n + i] -= by * y[r * n + k];
+        }
+    for (int64_t k = n - 1; k >= 0; k--)
+        for (int64_t r = 0; r < rows; r++) {
+            y[r * n + k] /= h[k * n + k];
+            for (int64_t i = 0; i < k; i++)
+                y[r * n + i] -= y[r * n + k] * h[k * n + i];
+        }
 }
 
 /* Scales of every group by the definition, omega = the diagonal over its mean (g NULL: none); their plain codes too. */
