@@ -86,15 +86,18 @@ static int64_t spread_off(int64_t n_bytes, int64_t j, int64_t n)
     return n_bytes / n * j + n_bytes % n * j / n;
 }
 
-/* The windows of s's share, evenly spread over span bytes; *full: the file reached that far. */
-static mq_status read_spread(reader *r, stream *s, int64_t span, bool *full, mq_err *err)
+/* The windows of s's share, evenly spread over span bytes; *full: the file reached that far; *skipped: not all of its text up to
+ * the last one was used. */
+static mq_status read_spread(reader *r, stream *s, int64_t span, bool *full, bool *skipped, mq_err *err)
 {
     bool end = false;
+    *skipped = false;
     s->tokens.n = 0;
     MQ_TRY(mq_documents_seek(s->documents, 0, err));
     for (int64_t j = 0; j < s->share && !end; j++) {
         int64_t off = spread_off(span, j, s->share);
         if (mq_documents_off(s->documents) <= off) {
+            *skipped = *skipped || j > 0;
             s->tokens.n = j * r->window;
             MQ_TRY(mq_documents_seek(s->documents, off, err));
         }
@@ -119,10 +122,10 @@ static mq_status read_first(reader *r, stream *s, mq_err *err)
 static mq_status read_share(reader *r, stream *s, mq_err *err)
 {
     static const int64_t eighths[] = {8, 7, 6, 4};
-    bool full = s->read_for == s->share;
+    bool full = s->read_for == s->share, skipped = true; /* a narrower span would not help where nothing is skipped */
     s->read_for = s->share;
-    for (int i = 0; i < 4 && !full; i++)
-        MQ_TRY(read_spread(r, s, spread_off(mq_documents_file_bytes(s->documents), eighths[i], 8), &full, err));
+    for (int i = 0; i < 4 && !full && skipped; i++)
+        MQ_TRY(read_spread(r, s, spread_off(mq_documents_file_bytes(s->documents), eighths[i], 8), &full, &skipped, err));
     return full ? MQ_OK : read_first(r, s, err);
 }
 
