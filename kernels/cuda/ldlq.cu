@@ -12,7 +12,6 @@ enum { THREADS = 256, LEAF = 64, WARPS = 4 };
 
 /* A chunk of rows. */
 struct ldlq_job {
-    mq_dev *dev;
     uint8_t *codes;     /* [rows, cols], the columns' own order */
     const float *scale; /* [rows, cols / group] */
     const float *a, *d;
@@ -87,16 +86,16 @@ static __global__ void ldlq_leaf_kernel(ldlq_job job, int64_t lo, int size)
     }
 }
 
-static mq_status do_range(const ldlq_job *job, int64_t lo, int64_t hi, mq_err *err)
+static mq_status do_range(mq_dev *dev, const ldlq_job *job, int64_t lo, int64_t hi, mq_err *err)
 {
     if (hi - lo <= LEAF)
-        return launch(job->dev, err, "ldlq", ldlq_leaf_kernel, n_blocks(job->rows, WARPS), WARPS * WARP, 0, *job, lo,
+        return launch(dev, err, "ldlq", ldlq_leaf_kernel, n_blocks(job->rows, WARPS), WARPS * WARP, 0, *job, lo,
                       (int)(hi - lo));
     int64_t mid = lo + ((hi - lo) / 2 + LEAF - 1) / LEAF * LEAF, cols = job->cols;
-    MQ_TRY(do_range(job, lo, mid, err));
-    MQ_TRY(gemm(job->dev, "ldlq", false, false, job->rows, hi - mid, mid - lo, 1.0f, job->w + lo, cols,
+    MQ_TRY(do_range(dev, job, lo, mid, err));
+    MQ_TRY(gemm(dev, "ldlq", false, false, job->rows, hi - mid, mid - lo, 1.0f, job->w + lo, cols,
                 job->a + lo * cols + mid, cols, 1.0f, job->sum + mid, cols, err));
-    return do_range(job, mid, hi, err);
+    return do_range(dev, job, mid, hi, err);
 }
 
 mq_status ldlq(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const float *scale, const float *a,
@@ -110,12 +109,12 @@ mq_status ldlq(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const f
     MQ_TRY(workspace(dev, WS_SUMS, chunk * cols * (int64_t)sizeof *w, &sums, err));
     MQ_TRY(workspace(dev, WS_SMALL, chunk * (int64_t)sizeof(double), &small, err));
     for (int64_t r0 = 0; r0 < rows; r0 += chunk) {
-        ldlq_job job = {dev,           codes + r0 * cols, scale + r0 * (cols / group), a,   d,  perm,
-                        (float *)room, (float *)sums,     (double *)small,             0, cols, group};
+        ldlq_job job = {codes + r0 * cols, scale + r0 * (cols / group), a, d,    perm, (float *)room,
+                        (float *)sums,     (double *)small,             0, cols, group};
         job.rows = rows - r0 < chunk ? rows - r0 : chunk;
         MQ_TRY(launch(dev, err, "ldlq", ldlq_load_kernel,
                       dim3(n_blocks(cols, THREADS), n_blocks(job.rows, 1, GRID_Y_LIMIT)), THREADS, 0, job, w + r0 * cols));
-        MQ_TRY(do_range(&job, 0, cols, err));
+        MQ_TRY(do_range(dev, &job, 0, cols, err));
         MQ_TRY(narrow(dev, loss + r0, job.loss, job.rows, err));
     }
     return MQ_OK;

@@ -3,6 +3,8 @@
 
 #include <vector>
 
+#include "tests/emulator/scheduler.h"
+
 namespace {
 /* Element (row, col) of op(a). */
 float at(const float *a, int lda, cublasOperation_t op, int row, int col)
@@ -31,6 +33,12 @@ double dot(const float *a, const float *b, int k)
     for (; i < k; i++)
         sum[0] += (double)a[i] * (double)b[i];
     return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
+}
+
+/* All operands are the device's. */
+bool are_device(const void *a, const void *b, const void *c)
+{
+    return emu_is_device(a, sizeof(float)) && emu_is_device(b, sizeof(float)) && emu_is_device(c, sizeof(float));
 }
 
 cublasOperation_t other(cublasOperation_t op)
@@ -79,6 +87,9 @@ cublasStatus_t cublasSgemm_v2(cublasHandle_t, cublasOperation_t ta, cublasOperat
 {
     if (m < 0 || n < 0 || k < 0 || ldc < (m > 1 ? m : 1))
         return CUBLAS_STATUS_INVALID_VALUE;
+    if (!are_device(a, b, c))
+        return CUBLAS_STATUS_EXECUTION_FAILED;
+    emu_memory_use open;
     std::vector<float> x = rows_of(a, lda, ta, m, k), y = rows_of(b, ldb, other(tb), n, k);
     for (int col = 0; col < n; col++)
         for (int row = 0; row < m; row++)
@@ -90,6 +101,9 @@ cublasStatus_t cublasSgemm_v2(cublasHandle_t, cublasOperation_t ta, cublasOperat
 cublasStatus_t cublasSsyrk_v2(cublasHandle_t, cublasFillMode_t uplo, cublasOperation_t trans, int n, int k,
                               const float *alpha, const float *a, int lda, const float *beta, float *c, int ldc)
 {
+    if (!are_device(a, a, c))
+        return CUBLAS_STATUS_EXECUTION_FAILED;
+    emu_memory_use open;
     std::vector<float> x = rows_of(a, lda, trans, n, k);
     for (int col = 0; col < n; col++)
         for (int row = 0; row < n; row++)
@@ -104,6 +118,9 @@ cublasStatus_t cublasStrsm_v2(cublasHandle_t, cublasSideMode_t side, cublasFillM
                               cublasDiagType_t diag, int m, int n, const float *alpha, const float *a, int lda, float *b,
                               int ldb)
 {
+    if (!are_device(a, a, b))
+        return CUBLAS_STATUS_EXECUTION_FAILED;
+    emu_memory_use open;
     bool left = side == CUBLAS_SIDE_LEFT;
     int order = left ? m : n, systems = left ? n : m;
     /* the matrix to solve with, in the form op'(A) x = b */

@@ -25,6 +25,13 @@ void mq_emulator_set_capability(int major, int minor);
 /* Let the n-th allocation of device memory from now fail (1: the next); 0: none. */
 void mq_emulator_fail_allocation(int n);
 
+/* Let kernels be given pointers to host memory; otherwise, the default, such a launch fails. */
+void mq_emulator_allow_host_pointers(bool allowed);
+
+/* From now on device memory is allocated where the host cannot touch it: outside kernels and copies a read or write of it ends
+ * the process.  It stays so for what was allocated meanwhile. */
+void mq_emulator_guard_memory(bool guarded);
+
 /* Device memory in use, bytes. */
 int64_t mq_emulator_allocated(void);
 

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include <map>
 #include <mutex>
@@ -12,7 +13,7 @@
 #include "tests/emulator/emulator.h"
 #include "tests/emulator/scheduler.h"
 
-enum { DEFAULT_SHARED = 48 << 10, MOST_SHARED = 227 << 10, MOST_THREADS = 1024, MOST_GRID_YZ = 65535 };
+enum { DEFAULT_SHARED = 48 << 10, MOST_SHARED = 227 << 10, MOST_THREADS = 1024, MOST_GRID_YZ = 65535, PAGE = 4096 };
 
 namespace {
 std::mutex lock;
@@ -21,19 +22,48 @@ std::map<const void *, int> shared_limits;
 cudaError_t last = cudaSuccess;
 int major = 9, minor, allocation_to_fail, launch_to_fail;
 
+bool allow_host_pointers, guard_new_memory;
+
+/* Guarded memory: addresses are reserved once and never used twice. */
+const size_t ARENA_BYTES = (size_t)1 << 38;
+char *arena;
+size_t arena_used;
+std::mutex use_lock;
+int n_uses;
+
+void protect_arena(int how)
+{
+    if (arena_used && mprotect(arena, arena_used, how)) {
+        perror("emulator: mprotect");
+        abort();
+    }
+}
+
+/* Ends where its last page ends, but for what the alignment of 256 leaves; a page behind it stays closed. */
+void *arena_allocate(size_t n_bytes)
+{
+    std::lock_guard<std::mutex> guard(use_lock);
+    if (!arena) {
+        void *p = mmap(nullptr, ARENA_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        arena = p == MAP_FAILED ? nullptr : (char *)p;
+    }
+    size_t room = (n_bytes + PAGE - 1) / PAGE * PAGE;
+    if (!arena || arena_used + room > ARENA_BYTES)
+        return nullptr;
+    char *p = arena + arena_used + (room - n_bytes) / 256 * 256;
+    arena_used += room;
+    protect_arena(n_uses ? PROT_READ | PROT_WRITE : PROT_NONE);
+    return p;
+}
+
+bool is_in_arena(const void *p)
+{
+    return arena && (const char *)p >= arena && (const char *)p < arena + ARENA_BYTES;
+}
+
 bool counts_down_to_failure(int *n)
 {
     return *n > 0 && --*n == 0;
-}
-
-bool is_device(const void *p, size_t n_bytes)
-{
-    std::lock_guard<std::mutex> guard(lock);
-    auto it = blocks.upper_bound((const char *)p);
-    if (it == blocks.begin())
-        return false;
-    --it;
-    return (const char *)p + n_bytes <= it->first + it->second;
 }
 
 cudaError_t remember(cudaError_t e)
@@ -44,7 +74,54 @@ cudaError_t remember(cudaError_t e)
 }
 } // namespace
 
+bool emu_is_device(const void *p, size_t n_bytes)
+{
+    std::lock_guard<std::mutex> guard(lock);
+    auto it = blocks.upper_bound((const char *)p);
+    if (it == blocks.begin())
+        return false;
+    --it;
+    return (const char *)p + n_bytes <= it->first + it->second;
+}
+
+bool emu_has_host_address(const void *p, size_t n_bytes)
+{
+    for (size_t at = 0; at + 8 <= n_bytes; at += 8) {
+        uint64_t word;
+        unsigned char resident;
+        memcpy(&word, (const char *)p + at, sizeof word);
+        if (word >= 0x10000 && word >> 47 == 0 && !emu_is_device((const void *)word, 0) &&
+            mincore((void *)(word / PAGE * PAGE), PAGE, &resident) == 0)
+            return true;
+    }
+    return false;
+}
+
+emu_memory_use::emu_memory_use()
+{
+    std::lock_guard<std::mutex> guard(use_lock);
+    if (n_uses++ == 0)
+        protect_arena(PROT_READ | PROT_WRITE);
+}
+
+emu_memory_use::~emu_memory_use()
+{
+    std::lock_guard<std::mutex> guard(use_lock);
+    if (--n_uses == 0)
+        protect_arena(PROT_NONE);
+}
+
 extern "C" {
+void mq_emulator_allow_host_pointers(bool allowed)
+{
+    allow_host_pointers = allowed;
+}
+
+void mq_emulator_guard_memory(bool guarded)
+{
+    guard_new_memory = guarded;
+}
+
 void mq_emulator_run_backwards(bool on)
 {
     emu_set_backwards(on);
@@ -85,6 +162,7 @@ const char *cudaGetErrorString(cudaError_t e)
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
     }
     return "unknown error";
 }
@@ -143,8 +221,15 @@ cudaError_t cudaMalloc(void **out, size_t n_bytes)
     *out = nullptr;
     if (n_bytes == 0)
         return cudaSuccess;
-    if (counts_down_to_failure(&allocation_to_fail) || n_bytes > (size_t)1 << 34 || posix_memalign(out, 256, n_bytes))
+    if (counts_down_to_failure(&allocation_to_fail) || n_bytes > (size_t)1 << 34)
         return remember(cudaErrorMemoryAllocation);
+    if (guard_new_memory)
+        *out = arena_allocate(n_bytes);
+    else if (posix_memalign(out, 256, n_bytes))
+        *out = nullptr;
+    if (!*out)
+        return remember(cudaErrorMemoryAllocation);
+    emu_memory_use open;
     memset(*out, 0xff, n_bytes);
     std::lock_guard<std::mutex> guard(lock);
     blocks[(const char *)*out] = n_bytes;
@@ -153,20 +238,30 @@ cudaError_t cudaMalloc(void **out, size_t n_bytes)
 
 cudaError_t cudaFree(void *p)
 {
+    size_t n_bytes = 0;
     {
         std::lock_guard<std::mutex> guard(lock);
-        if (p && !blocks.erase((const char *)p))
+        auto it = blocks.find((const char *)p);
+        if (p && it == blocks.end())
             return remember(cudaErrorInvalidValue);
+        if (p) {
+            n_bytes = it->second;
+            blocks.erase(it);
+        }
     }
-    free(p);
+    if (is_in_arena(p))
+        madvise((void *)((uintptr_t)p / PAGE * PAGE), n_bytes, MADV_DONTNEED); /* addresses are not used again */
+    else
+        free(p);
     return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n_bytes, cudaMemcpyKind kind, cudaStream_t)
 {
     bool to_device = kind != cudaMemcpyDeviceToHost, from_device = kind != cudaMemcpyHostToDevice;
-    if (n_bytes && (is_device(dst, n_bytes) != to_device || is_device(src, n_bytes) != from_device))
+    if (n_bytes && (emu_is_device(dst, n_bytes) != to_device || emu_is_device(src, n_bytes) != from_device))
         return remember(cudaErrorInvalidValue);
+    emu_memory_use open;
     if (n_bytes)
         memcpy(dst, src, n_bytes);
     return cudaSuccess;
@@ -174,8 +269,9 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n_bytes, cudaMemc
 
 cudaError_t cudaMemsetAsync(void *p, int value, size_t n_bytes, cudaStream_t)
 {
-    if (n_bytes && !is_device(p, n_bytes))
+    if (n_bytes && !emu_is_device(p, n_bytes))
         return remember(cudaErrorInvalidValue);
+    emu_memory_use open;
     if (n_bytes)
         memset(p, value, n_bytes);
     return cudaSuccess;
@@ -190,7 +286,8 @@ cudaError_t emu_set_shared_limit(const void *kernel, cudaFuncAttribute, int n_by
     return cudaSuccess;
 }
 
-cudaError_t emu_launch(const cudaLaunchConfig_t *c, const void *kernel, void (*run)(void *), void *context)
+cudaError_t emu_launch(const cudaLaunchConfig_t *c, const void *kernel, void (*run)(void *), void *context,
+                       bool has_host_pointer)
 {
     size_t most = DEFAULT_SHARED;
     {
@@ -206,6 +303,9 @@ cudaError_t emu_launch(const cudaLaunchConfig_t *c, const void *kernel, void (*r
         return remember(cudaErrorInvalidConfiguration);
     if (counts_down_to_failure(&launch_to_fail))
         return remember(cudaErrorInvalidValue);
+    if (has_host_pointer && !allow_host_pointers)
+        return remember(cudaErrorIllegalAddress);
+    emu_memory_use open;
     emu_run_grid(c->gridDim, c->blockDim, c->dynamicSmemBytes, run, context);
     return cudaSuccess;
 }

@@ -280,6 +280,36 @@ static __global__ void order_kernel(unsigned *out)
     out[0] = 64 * blockIdx.x + threadIdx.x; /* the last to run wins */
 }
 
+static __global__ void write_kernel(int *out)
+{
+    *out = 5;
+}
+
+START_TEST(host_and_device_keep_apart)
+{
+    int on_host = 0, *p, back;
+    int *volatile address = &on_host;
+    mq_emulator_allow_host_pointers(false);
+    ck_assert(run(write_kernel, 1, 1, 0, (int *)address) == cudaErrorIllegalAddress);
+    ck_assert(cudaGetLastError() == cudaErrorIllegalAddress);
+    mq_emulator_guard_memory(true);
+    ck_assert(cudaMalloc((void **)&p, 3 * sizeof *p) == cudaSuccess);
+    mq_emulator_guard_memory(false);
+    ck_assert(run(write_kernel, 1, 1, 0, p) == cudaSuccess);
+    ck_assert(cudaMemcpyAsync(&back, p, sizeof back, cudaMemcpyDeviceToHost, nullptr) == cudaSuccess);
+    ck_assert_int_eq(back, 5);
+    pid_t child = fork();
+    if (child == 0) {
+        signal(SIGSEGV, SIG_DFL);
+        _exit(*(volatile int *)p == 5);
+    }
+    int status;
+    ck_assert(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    ck_assert(cudaFree(p) == cudaSuccess);
+    mq_emulator_allow_host_pointers(true);
+}
+END_TEST
+
 START_TEST(order_can_be_turned_round)
 {
     unsigned out;
@@ -311,6 +341,7 @@ END_TEST
 
 int main()
 {
+    mq_emulator_allow_host_pointers(true); /* most of these kernels work on arrays of the tests */
     Suite *s = suite_create("emulator");
     TCase *t = tcase_create("all");
     tcase_add_test(t, lanes_read_each_other);
@@ -320,6 +351,7 @@ int main()
     tcase_add_test(t, mistakes_end_the_process);
     tcase_add_test(t, overruns_meet_the_sanitizer);
     tcase_add_test(t, memory_is_nan_until_written);
+    tcase_add_test(t, host_and_device_keep_apart);
     tcase_add_test(t, order_can_be_turned_round);
     tcase_add_test(t, limits_are_those_of_a_device);
     suite_add_tcase(s, t);

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #define __global__
@@ -159,7 +160,8 @@ enum cudaError_t {
     cudaErrorMemoryAllocation = 2,
     cudaErrorInvalidConfiguration = 9,
     cudaErrorNoDevice = 100,
-    cudaErrorInvalidDevice = 101
+    cudaErrorInvalidDevice = 101,
+    cudaErrorIllegalAddress = 700
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
@@ -197,8 +199,28 @@ template <class K> cudaError_t cudaFuncSetAttribute(K *kernel, cudaFuncAttribute
     return emu_set_shared_limit((const void *)kernel, what, value);
 }
 
-/* Run every thread of every block: run(context) is one thread. */
-cudaError_t emu_launch(const cudaLaunchConfig_t *config, const void *kernel, void (*run)(void *), void *context);
+/* Run every thread of every block: run(context) is one thread; has_host_pointer: a parameter points to host memory. */
+cudaError_t emu_launch(const cudaLaunchConfig_t *config, const void *kernel, void (*run)(void *), void *context,
+                       bool has_host_pointer);
+
+/* Does one of the words at p look like an address of the host?  Numbers that are none are hardly ever mapped. */
+bool emu_has_host_address(const void *p, size_t n_bytes);
+
+/* A parameter that points to host memory, or a struct with such a member (with GCC, which can clear its padding). */
+template <class P> bool emu_points_to_host(P param)
+{
+    if constexpr (std::is_pointer_v<P>)
+        return emu_has_host_address(&param, sizeof param);
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_clear_padding)
+    if constexpr (std::is_class_v<P>) {
+        __builtin_clear_padding(&param);
+        return emu_has_host_address(&param, sizeof param);
+    }
+#endif
+#endif
+    return false;
+}
 
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...), A &&...args)
@@ -207,12 +229,13 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(
         void (*kernel)(P...);
         std::tuple<P...> params;
     } c = {kernel, std::tuple<P...>(static_cast<P>(args)...)};
+    bool has_host_pointer = (false || ... || emu_points_to_host<P>(static_cast<P>(args)));
     return emu_launch(config, (const void *)kernel,
                       [](void *p) {
                           call *one = (call *)p;
                           std::apply(one->kernel, one->params);
                       },
-                      &c);
+                      &c, has_host_pointer);
 }
 
 #endif
