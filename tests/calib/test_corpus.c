@@ -40,13 +40,19 @@ static mq_tokenizer *byte_tokenizer(void)
     return t;
 }
 
+/* Paths given out, freed at the end. */
+static char *paths[64];
+static int n_paths;
+
 /* A file in a folder of the test's; the path lives as long as the program. */
 static const char *text_file(const char *name, const char *text)
 {
     mq_err err = {0};
     const char *dir = mq_test_dir();
     mq_assert_ok(mq_file_save(dir, name, text, (int64_t)strlen(text), &err), &err);
-    return mq_path_join(dir, name);
+    ck_assert_int_lt(n_paths, 64);
+    paths[n_paths] = mq_path_join(dir, name);
+    return paths[n_paths++];
 }
 
 /* The same where there are many: without waiting for the disk. */
@@ -579,5 +585,8 @@ int main(void)
     tcase_add_test(t, arguments_are_checked);
     tcase_add_test(t, bundled_text_is_what_the_whole_text_gives);
     suite_add_tcase(s, t);
-    return mq_test_run(s);
+    int status = mq_test_run(s);
+    while (n_paths > 0)
+        free(paths[--n_paths]);
+    return status;
 }
