@@ -329,7 +329,7 @@ static bool expect_literal(const char *path, const char *text, const mq_tokenize
 
 START_TEST(windows_are_what_the_header_says)
 {
-    static const char *const pieces[] = {"a", "bc", "\xC3\xA9", " ", "\n", "\r\n", "\n\n", "\t", "def ghi.", "\n" SEP, SEP,
+    static const char *const pieces[] = {"a", "bc", "\xC3\xA9", " ", "\n", "\r\n", "\n\n", "\t", "def ghi.", ("\n" SEP), SEP,
                                          "<|endof", "jkl mno pqr stu vwx\n", "\n1 2\n"};
     static const char *const lines[] = {"{\"text\":\"a\"}\n", "{\"text\":\"\"}\r\n", "\n", " \n",
                                         "{\"text\":\"bcdefghijklmnopqrstuvwxyz\"}\n"};
@@ -372,7 +372,7 @@ START_TEST(large_files_are_entered_anywhere)
         state = state * 1664525 + 1013904223;
         int64_t n = (state >> 16) % 16 ? (state >> 20) % 100 : (state >> 20) % 4000;
         for (int64_t i = 0; i < n; i++)
-            mq_buf_append(&b, "abcdefghijklmnopqrstuvwxyz " + (state + (uint32_t)i) % 27, 1);
+            mq_buf_append(&b, &"abcdefghijklmnopqrstuvwxyz "[(state + (uint32_t)i) % 27], 1);
         mq_buf_str(&b, state >> 31 ? "\n" : (state >> 30) % 2 ? "\n\n" : "\n" SEP);
     }
     const char *path = text_file("large.txt", b.data);
