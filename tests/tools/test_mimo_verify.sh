@@ -97,6 +97,13 @@ for option in '--save-logits F' '--logits F' '--report F.html' '--junit F' '--pu
     out_is_empty
 done
 
+# ---- text from .jsonl ----
+printf '{"text": "%s"}\r\n\n' "$(printf 'def f(x): return x %.0s' $(seq 40))" >"$work/lines.jsonl"
+expect 0 mimo-verify --quiet --text "$work/lines.jsonl" --window 64 --windows 1 "$packed"
+printf '["no object"]\n' >"$work/bad.jsonl"
+expect 3 mimo-verify --quiet --text "$work/bad.jsonl" "$packed"
+err_has 'bad.jsonl: line 1: is of type array, expected object'
+
 # ---- 3: damage ----
 expect 3 mimo-verify "$nano"
 err_has 'not a packed model (no manifest.json)'
