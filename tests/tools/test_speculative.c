@@ -129,6 +129,13 @@ typedef struct texts {
     int32_t plain[2][MOST_PROMPTS][TOKENS]; /* greedy, sampled */
 } texts;
 
+/* Which prompt the i-th is: all of them, or some spread over the text, odd and even. */
+static int prompt_number(const texts *t, int i)
+{
+    int spread = i * MOST_PROMPTS / t->n_prompts;
+    return t->n_prompts == MOST_PROMPTS ? i : spread - spread % 2 + i % 2;
+}
+
 static void check_width(const char *name, mq_engine *e, int width, const texts *t)
 {
     mq_err err;
@@ -141,7 +148,7 @@ static void check_width(const char *name, mq_engine *e, int width, const texts *
         mq_speculate_clear_figures(s);
         for (int i = 0; i < t->n_prompts; i++) {
             int32_t out[TOKENS];
-            int at = i * MOST_PROMPTS / t->n_prompts + i % 2;
+            int at = prompt_number(t, i);
             prompt p = prompt_at(&t->source, at, sampled);
             speculative(e, s, out, &p);
             for (int j = 0; j < TOKENS; j++)
@@ -166,12 +173,15 @@ static void check_model(const char *model)
     char *dir = pack(model), name[64];
     t.source = read_text(dir);
     t.n_prompts = small_or(1, 2, MOST_PROMPTS);
+    if (getenv("MQ_TEST_PROMPTS"))
+        t.n_prompts = atoi(getenv("MQ_TEST_PROMPTS"));
+    ck_assert(t.n_prompts >= 1 && t.n_prompts <= MOST_PROMPTS);
     for (int ranks = 1; ranks <= 2; ranks++) {
         mq_engine *e = open_engine(dir, ranks, MQ_DRAFT_NONE);
         ck_assert_int_eq(mq_engine_draft_most(e), 0);
         for (int sampled = 0; sampled < 2; sampled++)
             for (int i = 0; i < t.n_prompts; i++) {
-                prompt p = prompt_at(&t.source, i * MOST_PROMPTS / t.n_prompts + i % 2, sampled);
+                prompt p = prompt_at(&t.source, prompt_number(&t, i), sampled);
                 plain(e, t.plain[sampled][i], &p);
             }
         mq_engine_close(e);
