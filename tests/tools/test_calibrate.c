@@ -41,6 +41,7 @@ static mq_convert_options options(const char *checkpoint, const char *out_dir)
     mq_convert_options o = {.checkpoint = checkpoint, .out_dir = out_dir, .group = 64, .n_threads = 2};
     o.calib = (mq_convert_calib){.files = text(), .n_files = 1, .n_tokens = WINDOW * WINDOWS, .window = WINDOW};
     o.calib.recipe = mq_calib_recipe_default(MQ_CALIB_GPTQ, 64);
+    o.calib.recipe.rounds = o.calib.recipe.descent = 0; /* what an expert costs is not the matter here */
     return o;
 }
 
@@ -238,6 +239,19 @@ END_TEST
 
 /* ---- The same bytes ---- */
 
+/* Convert with the least budget that is accepted, to 1 MiB.  The residual stream would take more than that twice over, so
+ * it lies in files. */
+static void convert_tight(mq_convert_result *r, mq_convert_options o)
+{
+    for (o.memory_bytes = 16 << 20;; o.memory_bytes += 1 << 20) {
+        mq_err err;
+        mq_status st = mq_convert(r, &o, &quiet_cli, &err);
+        if (st == MQ_OK)
+            return;
+        ck_assert_msg(st == MQ_E_NOMEM && strstr(err.text, "needs"), "%s", err.text);
+    }
+}
+
 START_TEST(threads_and_memory_change_no_byte)
 {
     const char *dir = mq_test_dir();
@@ -248,13 +262,10 @@ START_TEST(threads_and_memory_change_no_byte)
         mq_convert_options o = options(mq_test_path("tests/data/nano-fp8"), out);
         o.overwrite = true;
         o.n_threads = i == 4 ? 1 : i + 1;
-        mq_err err;
-        if (i == 4) { /* as little as will do: the error says how much */
-            o.memory_bytes = 1 << 20;
-            mq_assert_fails(mq_convert(&r, &o, &quiet_cli, &err), MQ_E_NOMEM, &err, "this model needs");
-            o.memory_bytes = 600 << 20;
-        }
-        convert(&r, &o);
+        if (i == 4)
+            convert_tight(&r, o);
+        else
+            convert(&r, &o);
         folder_digest(got, out);
         if (i == 0)
             memcpy(want, got, sizeof want);
