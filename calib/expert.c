@@ -31,7 +31,7 @@ mq_calib_recipe mq_calib_recipe_default(mq_calib_method method, int group)
         .kappa = 0.5f,
         .damp_columns = true,
         .damp = 0.01f,
-        .damp_few = 5.0f,
+        .damp_few = 15.0f,
     };
 }
 
