@@ -180,7 +180,10 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
                            .dflash = draft == MQ_DRAFT_DFLASH,
                            .mtp = draft == MQ_DRAFT_MTP,
                            .progress = o->progress,
-                           .progress_ctx = o->progress_ctx};
+                           .progress_ctx = o->progress_ctx,
+                           .kernels = e->kernels};
+    MQ_TRY(e->kernels->dev_open(&e->dev, 0, o->n_threads, NULL, err));
+    so.dev = e->dev;
     MQ_TRY(mq_store_open(&e->store, dir, &so, err));
     const mq_model *m = mq_store_model(e->store);
     mq_engine_bytes bytes;
@@ -188,7 +191,6 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
     MQ_TRY(check_budget(&bytes, o->memory_bytes, err));
     e->context = bytes.context;
     e->prefill_rows = prefill_rows(o);
-    MQ_TRY(e->kernels->dev_open(&e->dev, 0, o->n_threads, NULL, err));
     MQ_TRY(mq_store_load(e->store, err));
     MQ_TRY(mq_forward_create(&e->forward, e->kernels, e->dev, e->store, e->prefill_rows,
                              e->prefill_rows, err));
@@ -229,9 +231,10 @@ void mq_engine_close(mq_engine *e)
         e->kernels->release(e->dev, e->x);
         mq_cache_free(e->cache);
         mq_forward_free(e->forward);
-        e->kernels->dev_close(e->dev);
     }
-    mq_store_close(e->store);
+    mq_store_close(e->store); /* its weights are in the device's memory */
+    if (e->dev)
+        e->kernels->dev_close(e->dev);
     free(e);
 }
 

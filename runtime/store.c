@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "runtime/store_backend.h"
+#include "runtime/store_device.h"
 #include "runtime/store_draft.h"
 #include "src/dtype.h"
 #include "src/pool.h"
@@ -25,6 +26,7 @@ struct mq_store {
     char *dir;
     mq_store_options options;
     mq_backend backend;
+    mq_place place;
     bool packed, resident;
     int n_layers, n_experts, n_ranks;
 
@@ -74,7 +76,7 @@ mq_status mq_slot_take(mq_slot *s, void **out, int64_t n_bytes, mq_err *err)
 
 mq_status mq_slot_alloc(mq_slot *s, int64_t n_bytes, mq_err *err)
 {
-    *s = (mq_slot){NULL, mq_round_up(n_bytes + 1, MQ_SLOT_ALIGN), 0, false};
+    *s = (mq_slot){.cap = mq_round_up(n_bytes + 1, MQ_SLOT_ALIGN)};
     s->mem = aligned_alloc(MQ_SLOT_ALIGN, (size_t)s->cap);
     if (!s->mem)
         return mq_fail(err, MQ_E_NOMEM, "weights of %lld bytes: out of memory", (long long)n_bytes);
@@ -84,7 +86,7 @@ mq_status mq_slot_alloc(mq_slot *s, int64_t n_bytes, mq_err *err)
 void mq_slot_free(mq_slot *s)
 {
     free(s->mem);
-    *s = (mq_slot){NULL, 0, 0, false};
+    *s = (mq_slot){.cap = 0};
 }
 
 mq_status mq_backend_check(const mq_matrix *m, int64_t rows, int64_t cols, mq_err *err)
@@ -157,6 +159,14 @@ int64_t mq_store_bytes(const mq_store *s)
 
 /* ---- Loading a resident store ---- */
 
+/* A resident slot that is on the device is not needed on the host. */
+static void drop_host_copy(mq_slot *slot)
+{
+    if (slot->device)
+        free(slot->mem);
+    slot->mem = slot->device ? NULL : slot->mem;
+}
+
 static void report(mq_store *s, int64_t n_bytes)
 {
     if (!s->options.progress)
@@ -176,12 +186,32 @@ static mq_status load_layer(mq_store *s, void *reader, int layer, mq_err *err)
     MQ_TRY(ops->layer(s->backend.impl, reader, slot, s->layers + (int64_t)layer * s->n_ranks, layer,
                       err));
     int64_t n = s->backend.model->is_moe[layer] ? (int64_t)s->n_experts * s->n_ranks : 0;
+    mq_mlp_weights *experts = s->experts + (int64_t)layer * s->n_experts * s->n_ranks;
     for (int64_t i = 0; i < n; i++) {
-        mq_mlp_weights *out = &s->experts[(int64_t)layer * s->n_experts * s->n_ranks + i];
         slot->used = mq_round_up(slot->used, MQ_SLOT_ALIGN);
-        MQ_TRY(ops->expert(s->backend.impl, reader, slot, out, layer, (int)(i / s->n_ranks),
+        MQ_TRY(ops->expert(s->backend.impl, reader, slot, &experts[i], layer, (int)(i / s->n_ranks),
                            (int)(i % s->n_ranks), err));
     }
+    MQ_TRY(mq_place_copy(&s->place, slot, err));
+    mq_place_move_layers(slot, s->layers + (int64_t)layer * s->n_ranks, s->n_ranks);
+    mq_place_move_mlps(slot, experts, n);
+    drop_host_copy(slot);
+    report(s, bytes);
+    return MQ_OK;
+}
+
+/* Embedding or head. */
+static mq_status load_vocab(mq_store *s, void *reader, bool is_head, mq_err *err)
+{
+    mq_slot *slot = &s->slots[s->n_layers + is_head];
+    mq_matrix *out = is_head ? s->head : &s->embedding;
+    int64_t bytes = is_head ? s->head_bytes : s->embedding_bytes;
+    MQ_TRY(mq_slot_alloc(slot, bytes, err));
+    MQ_TRY((is_head ? s->backend.ops->head : s->backend.ops->embedding)(s->backend.impl, reader, slot,
+                                                                        out, err));
+    MQ_TRY(mq_place_copy(&s->place, slot, err));
+    mq_place_move_matrices(slot, out, is_head ? s->n_ranks : 1);
+    drop_host_copy(slot);
     report(s, bytes);
     return MQ_OK;
 }
@@ -195,17 +225,8 @@ static mq_status load_job(void *ctx, int64_t job, int worker, mq_err *err)
     mq_status st = MQ_OK;
     if (job < s->n_layers) {
         st = load_layer(s, reader, (int)job, err);
-    } else if (job == s->n_layers) {
-        st = mq_slot_alloc(&s->slots[job], s->embedding_bytes, err);
-        if (st == MQ_OK)
-            st = s->backend.ops->embedding(s->backend.impl, reader, &s->slots[job], &s->embedding,
-                                           err);
-        report(s, s->embedding_bytes);
-    } else if (job == s->n_layers + 1) {
-        st = mq_slot_alloc(&s->slots[job], s->head_bytes, err);
-        if (st == MQ_OK)
-            st = s->backend.ops->head(s->backend.impl, reader, &s->slots[job], s->head, err);
-        report(s, s->head_bytes);
+    } else if (job <= s->n_layers + 1) {
+        st = load_vocab(s, reader, job > s->n_layers, err);
     } else {
         int64_t n_bytes;
         st = mq_drafters_load(&s->drafters, &n_bytes, reader, job - s->n_layers - 2, err);
@@ -218,7 +239,7 @@ static mq_status load_job(void *ctx, int64_t job, int worker, mq_err *err)
 static void drop_resident(mq_store *s)
 {
     for (int64_t i = 0; s->slots && i < s->n_layers + 2; i++)
-        mq_slot_free(&s->slots[i]);
+        mq_place_free(&s->place, &s->slots[i]);
     mq_drafters_drop(&s->drafters);
     free(s->slots);
     free(s->layers);
@@ -226,6 +247,13 @@ static void drop_resident(mq_store *s)
     s->slots = NULL;
     s->layers = NULL;
     s->experts = NULL;
+}
+
+static void drop_streaming(mq_store *s)
+{
+    mq_place_free(&s->place, &s->layer_slot);
+    mq_place_free(&s->place, &s->expert_slot);
+    mq_place_free(&s->place, &s->vocab_slot);
 }
 
 mq_status mq_store_load(mq_store *s, mq_err *err)
@@ -251,9 +279,7 @@ mq_status mq_store_load(mq_store *s, mq_err *err)
         drop_resident(s);
         return st;
     }
-    mq_slot_free(&s->layer_slot);
-    mq_slot_free(&s->expert_slot);
-    mq_slot_free(&s->vocab_slot);
+    drop_streaming(s);
     mq_drafters_end(&s->drafters);
     s->resident = true;
     return MQ_OK;
@@ -291,13 +317,16 @@ static mq_status open_backend(mq_store *s, mq_err *err)
     s->head = calloc((size_t)s->n_ranks, sizeof *s->head);
     if (!s->layer_bytes || !s->experts_bytes || !s->layer || !s->head)
         return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", s->dir);
-    MQ_TRY(mq_drafters_init(&s->drafters, &s->backend, s->n_ranks, s->options.dflash,
+    MQ_TRY(mq_drafters_init(&s->drafters, &s->backend, &s->place, s->n_ranks, s->options.dflash,
                             s->options.mtp, err));
     MQ_TRY(s->backend.ops->reader_open(s->backend.impl, &s->reader, err));
     MQ_TRY(measure(s, err));
     MQ_TRY(mq_slot_alloc(&s->norm_slot, s->norm_bytes, err));
-    return s->backend.ops->final_norm(s->backend.impl, s->reader, &s->norm_slot, &s->final_norm,
-                                      err);
+    MQ_TRY(s->backend.ops->final_norm(s->backend.impl, s->reader, &s->norm_slot, &s->final_norm,
+                                      err));
+    MQ_TRY(mq_place_copy(&s->place, &s->norm_slot, err));
+    mq_place_move_floats(&s->norm_slot, &s->final_norm);
+    return MQ_OK;
 }
 
 mq_status mq_store_open(mq_store **out, const char *dir, const mq_store_options *options,
@@ -316,6 +345,9 @@ mq_status mq_store_open(mq_store **out, const char *dir, const mq_store_options 
     s->n_ranks = options->n_ranks;
     s->held_layer = s->held_expert_layer = s->held_expert = s->held_expert_rank = -1;
     pthread_mutex_init(&s->progress_lock, NULL);
+    bool is_host = !options->kernels || !strcmp(options->kernels->name, "cpu");
+    s->place = (mq_place){.kernels = is_host ? NULL : options->kernels, .dev = options->dev};
+    pthread_mutex_init(&s->place.lock, NULL);
     mq_status st = open_backend(s, err);
     if (st == MQ_OK && options->resident)
         st = mq_store_load(s, err);
@@ -332,16 +364,15 @@ void mq_store_close(mq_store *s)
     if (!s)
         return;
     drop_resident(s);
-    mq_slot_free(&s->norm_slot);
-    mq_slot_free(&s->layer_slot);
-    mq_slot_free(&s->expert_slot);
-    mq_slot_free(&s->vocab_slot);
+    drop_streaming(s);
+    mq_place_free(&s->place, &s->norm_slot);
     mq_drafters_release(&s->drafters);
     if (s->backend.impl) {
         s->backend.ops->reader_close(s->backend.impl, s->reader);
         s->backend.ops->close(s->backend.impl);
     }
     pthread_mutex_destroy(&s->progress_lock);
+    pthread_mutex_destroy(&s->place.lock);
     free(s->layer_bytes);
     free(s->experts_bytes);
     free(s->layer);
@@ -403,6 +434,8 @@ mq_status mq_store_layer(mq_store *s, mq_layer_weights *out, int layer, int rank
         MQ_TRY(slot_reuse(&s->layer_slot, s->max_layer_bytes, err));
         MQ_TRY(s->backend.ops->layer(s->backend.impl, s->reader, &s->layer_slot, s->layer, layer,
                                      err));
+        MQ_TRY(mq_place_copy(&s->place, &s->layer_slot, err));
+        mq_place_move_layers(&s->layer_slot, s->layer, s->n_ranks);
         s->held_layer = layer;
     }
     *out = s->layer[rank];
@@ -425,6 +458,8 @@ mq_status mq_store_expert(mq_store *s, mq_mlp_weights *out, int layer, int exper
         MQ_TRY(slot_reuse(&s->expert_slot, s->max_expert_bytes, err));
         MQ_TRY(s->backend.ops->expert(s->backend.impl, s->reader, &s->expert_slot, &s->expert,
                                       layer, expert, rank, err));
+        MQ_TRY(mq_place_copy(&s->place, &s->expert_slot, err));
+        mq_place_move_mlps(&s->expert_slot, &s->expert, 1);
         s->held_expert_layer = layer;
         s->held_expert = expert;
         s->held_expert_rank = rank;
@@ -452,6 +487,11 @@ static mq_status hold_vocab(mq_store *s, int what, mq_err *err)
                                          err));
     else
         MQ_TRY(s->backend.ops->head(s->backend.impl, s->reader, &s->vocab_slot, s->head, err));
+    MQ_TRY(mq_place_copy(&s->place, &s->vocab_slot, err));
+    if (what == VOCAB_EMBEDDING)
+        mq_place_move_matrices(&s->vocab_slot, &s->embedding, 1);
+    else
+        mq_place_move_matrices(&s->vocab_slot, s->head, s->n_ranks);
     s->held_vocab = what;
     return MQ_OK;
 }

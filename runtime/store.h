@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kernels/kernels.h"
 #include "src/model.h"
 #include "src/weights.h"
 
@@ -32,6 +33,10 @@ typedef struct mq_store_options {
      * call at a time; may be NULL. */
     void (*progress)(void *ctx, int64_t done_bytes, int64_t total_bytes);
     void *progress_ctx;
+    /* Lend weights in dev's memory; no other thread uses dev while the store loads, and both outlive it.  NULL, or the
+     * CPU's: host memory. */
+    const mq_kernels *kernels;
+    mq_dev *dev;
 } mq_store_options;
 
 /* Open dir: a packed model when it has a manifest.json, otherwise a checkpoint.  MQ_E_ARG: n_ranks

@@ -23,6 +23,7 @@ typedef struct mq_slot {
     uint8_t *mem; /* [cap] */
     int64_t cap, used;
     bool measuring;
+    uint8_t *device; /* [cap] a copy in the device's memory (store_device.h), or NULL */
 } mq_slot;
 
 /* The next n_bytes of the slot; *out is NULL when measuring.  MQ_E_BUG: more than was measured. */

@@ -13,10 +13,10 @@ static int n_layers(const mq_drafters *d)
     return d->n_dflash + d->n_mtp;
 }
 
-mq_status mq_drafters_init(mq_drafters *d, const mq_backend *backend, int n_ranks, bool dflash,
-                           bool mtp, mq_err *err)
+mq_status mq_drafters_init(mq_drafters *d, const mq_backend *backend, mq_place *place, int n_ranks,
+                           bool dflash, bool mtp, mq_err *err)
 {
-    *d = (mq_drafters){.backend = backend, .n_ranks = n_ranks, .held = -1};
+    *d = (mq_drafters){.backend = backend, .place = place, .n_ranks = n_ranks, .held = -1};
     d->n_dflash = dflash && backend->draft ? backend->draft->n_layers : 0;
     d->n_mtp = mtp ? backend->model->n_mtp : 0;
     d->layer_bytes = calloc((size_t)n_layers(d) + 1, sizeof *d->layer_bytes);
@@ -29,14 +29,14 @@ mq_status mq_drafters_init(mq_drafters *d, const mq_backend *backend, int n_rank
 void mq_drafters_release(mq_drafters *d)
 {
     mq_drafters_drop(d);
-    mq_slot_free(&d->shared_slot);
-    mq_slot_free(&d->layer_slot);
+    mq_place_free(d->place, &d->shared_slot);
+    mq_place_free(d->place, &d->layer_slot);
     free(d->layer_bytes);
     free(d->layer);
     *d = (mq_drafters){.held = -1};
 }
 
-/* Layer i of the row into out [n_ranks]. */
+/* Layer i of the row into out [n_ranks], as the backend leaves it. */
 static mq_status read_layer(const mq_drafters *d, void *reader, mq_slot *slot,
                             mq_draft_layer_weights *out, int i, mq_err *err)
 {
@@ -44,6 +44,16 @@ static mq_status read_layer(const mq_drafters *d, void *reader, mq_slot *slot,
     mq_stack stack = is_dflash ? MQ_STACK_DRAFT : MQ_STACK_MTP;
     int layer = is_dflash ? i : i - d->n_dflash;
     return d->backend->ops->draft_layer(d->backend->impl, reader, slot, out, stack, layer, err);
+}
+
+/* The same where it is lent. */
+static mq_status place_layer(const mq_drafters *d, void *reader, mq_slot *slot,
+                             mq_draft_layer_weights *out, int i, mq_err *err)
+{
+    MQ_TRY(read_layer(d, reader, slot, out, i, err));
+    MQ_TRY(mq_place_copy(d->place, slot, err));
+    mq_place_move_draft_layers(slot, out, d->n_ranks);
+    return MQ_OK;
 }
 
 mq_status mq_drafters_measure(mq_drafters *d, void *reader, mq_err *err)
@@ -96,9 +106,11 @@ static mq_status load_shared(mq_drafters *d, void *reader, mq_err *err)
 {
     if (d->has_shared)
         return MQ_OK;
-    mq_slot_free(&d->shared_slot);
+    mq_place_free(d->place, &d->shared_slot);
     MQ_TRY(mq_slot_alloc(&d->shared_slot, d->shared_bytes, err));
     MQ_TRY(d->backend->ops->draft(d->backend->impl, reader, &d->shared_slot, &d->shared, err));
+    MQ_TRY(mq_place_copy(d->place, &d->shared_slot, err));
+    mq_place_move_draft(&d->shared_slot, &d->shared);
     d->has_shared = true;
     return MQ_OK;
 }
@@ -111,19 +123,19 @@ mq_status mq_drafters_load(mq_drafters *d, int64_t *n_bytes, void *reader, int64
     }
     *n_bytes = d->layer_bytes[i];
     MQ_TRY(mq_slot_alloc(&d->slots[i], d->layer_bytes[i], err));
-    return read_layer(d, reader, &d->slots[i], d->layers + i * d->n_ranks, (int)i, err);
+    return place_layer(d, reader, &d->slots[i], d->layers + i * d->n_ranks, (int)i, err);
 }
 
 void mq_drafters_end(mq_drafters *d)
 {
-    mq_slot_free(&d->layer_slot);
+    mq_place_free(d->place, &d->layer_slot);
     d->resident = true;
 }
 
 void mq_drafters_drop(mq_drafters *d)
 {
     for (int i = 0; d->slots && i < n_layers(d); i++)
-        mq_slot_free(&d->slots[i]);
+        mq_place_free(d->place, &d->slots[i]);
     free(d->slots);
     free(d->layers);
     d->slots = NULL;
@@ -162,7 +174,7 @@ mq_status mq_drafters_layer(mq_drafters *d, void *reader, mq_draft_layer_weights
         d->layer_slot.used = 0;
         if (!d->layer_slot.mem)
             MQ_TRY(mq_slot_alloc(&d->layer_slot, d->max_layer_bytes, err));
-        MQ_TRY(read_layer(d, reader, &d->layer_slot, d->layer, i, err));
+        MQ_TRY(place_layer(d, reader, &d->layer_slot, d->layer, i, err));
         d->held = i;
     }
     *out = d->layer[rank];

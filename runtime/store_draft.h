@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "runtime/store_backend.h"
+#include "runtime/store_device.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -15,6 +16,7 @@ extern "C" {
 /* Layers of both drafters count in one row: those of DFlash, then those of MTP. */
 typedef struct mq_drafters {
     const mq_backend *backend; /* the store's */
+    mq_place *place;           /* the store's */
     int n_ranks;
     int n_dflash, n_mtp; /* layers; 0: not asked for, or not there */
     int64_t shared_bytes, max_layer_bytes;
@@ -33,9 +35,9 @@ typedef struct mq_drafters {
     bool resident;
 } mq_drafters;
 
-/* Those of backend (borrowed) that are asked for; reads nothing.  MQ_E_NOMEM. */
-mq_status mq_drafters_init(mq_drafters *d, const mq_backend *backend, int n_ranks, bool dflash,
-                           bool mtp, mq_err *err);
+/* Those of backend (borrowed) that are asked for, lent at place (borrowed); reads nothing.  MQ_E_NOMEM. */
+mq_status mq_drafters_init(mq_drafters *d, const mq_backend *backend, mq_place *place, int n_ranks,
+                           bool dflash, bool mtp, mq_err *err);
 void mq_drafters_release(mq_drafters *d); /* accepts zeros */
 
 /* Sizes from headers; statuses of the backend. */

@@ -1,0 +1,102 @@
+/* The copies of slots on a device.
+ *
+ * Backends read, check and rearrange on the host and know of no device.  All that a load took from its slot lies in one
+ * piece, so one copy and a shift of the pointers are the whole difference. */
+#include "runtime/store_device.h"
+
+#include <stdlib.h>
+
+mq_status mq_place_copy(mq_place *p, mq_slot *slot, mq_err *err)
+{
+    if (!p->kernels)
+        return MQ_OK;
+    pthread_mutex_lock(&p->lock);
+    mq_status st = MQ_OK;
+    void *device = slot->device;
+    if (!device)
+        st = mq_wrap(err, p->kernels->alloc(p->dev, &device, slot->cap, err), "weights of %lld bytes",
+                     (long long)slot->cap);
+    slot->device = device;
+    if (st == MQ_OK)
+        st = p->kernels->upload(p->dev, slot->device, slot->mem, slot->used, err);
+    pthread_mutex_unlock(&p->lock);
+    return st;
+}
+
+void mq_place_free(mq_place *p, mq_slot *slot)
+{
+    if (slot->device)
+        p->kernels->release(p->dev, slot->device);
+    slot->device = NULL;
+    mq_slot_free(slot);
+}
+
+/* The device's address of what lies at p in the slot. */
+static const void *moved(const mq_slot *slot, const void *p)
+{
+    const uint8_t *at = p;
+    if (!slot->device || !at || at < slot->mem || at >= slot->mem + slot->cap)
+        return p;
+    return slot->device + (at - slot->mem);
+}
+
+void mq_place_move_floats(const mq_slot *slot, const float **p)
+{
+    *p = moved(slot, *p);
+}
+
+void mq_place_move_matrices(const mq_slot *slot, mq_matrix *m, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        m[i].data = moved(slot, m[i].data);
+        m[i].scale = moved(slot, m[i].scale);
+    }
+}
+
+void mq_place_move_mlps(const mq_slot *slot, mq_mlp_weights *w, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        mq_place_move_matrices(slot, &w[i].gate_up, 1);
+        mq_place_move_matrices(slot, &w[i].gate, 1);
+        mq_place_move_matrices(slot, &w[i].up, 1);
+        mq_place_move_matrices(slot, &w[i].down, 1);
+    }
+}
+
+void mq_place_move_layers(const mq_slot *slot, mq_layer_weights *w, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        mq_attn_weights *a = &w[i].attn;
+        mq_place_move_floats(slot, &w[i].input_norm);
+        mq_place_move_floats(slot, &w[i].post_norm);
+        mq_place_move_matrices(slot, &a->q, 1);
+        mq_place_move_matrices(slot, &a->k, 1);
+        mq_place_move_matrices(slot, &a->v, 1);
+        mq_place_move_matrices(slot, &a->o, 1);
+        mq_place_move_floats(slot, &a->sink);
+        mq_place_move_mlps(slot, &w[i].mlp, 1);
+        mq_place_move_matrices(slot, &w[i].router, 1);
+        mq_place_move_floats(slot, &w[i].router_bias);
+    }
+}
+
+void mq_place_move_draft_layers(const mq_slot *slot, mq_draft_layer_weights *w, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        mq_place_move_layers(slot, &w[i].layer, 1);
+        mq_place_move_floats(slot, &w[i].q_norm);
+        mq_place_move_floats(slot, &w[i].k_norm);
+        mq_place_move_floats(slot, &w[i].enorm);
+        mq_place_move_floats(slot, &w[i].hnorm);
+        mq_place_move_floats(slot, &w[i].final_norm);
+        mq_place_move_matrices(slot, &w[i].eh_proj, 1);
+    }
+}
+
+void mq_place_move_draft(const mq_slot *slot, mq_draft_weights *w)
+{
+    mq_place_move_matrices(slot, &w->fc, 1);
+    mq_place_move_floats(slot, &w->hidden_norm);
+    mq_place_move_floats(slot, &w->norm);
+    mq_place_move_floats(slot, &w->mask);
+}
