@@ -12,7 +12,7 @@
 set -euo pipefail
 
 programs='test_cuda_device test_cuda_rows test_cuda_linear test_cuda_attention test_cuda_sample
-          test_cuda_codes test_cuda_gram test_cuda_solve test_cuda_ldlq test_cuda_refine'
+          test_cuda_codes test_cuda_gram test_cuda_solve test_cuda_ldlq test_cuda_refine test_cuda_model'
 here=$(cd "$(dirname "$0")" && pwd)
 
 # Shared libraries of a program, but for those of the C library, which every machine brings.
@@ -35,6 +35,8 @@ pack() {
             cp -L "$library" "$stage/mq-device/lib/"
         done
     done
+    mkdir -p "$stage/mq-device/tests/data"
+    cp -r "$here"/data/nano* "$stage/mq-device/tests/data/" # what test_cuda_model reads
     cp "$here/device_run.sh" "$stage/mq-device/"
     tar -C "$stage" -czf "$archive" mq-device
     rm -rf "$stage"
@@ -78,7 +80,7 @@ run() {
     fi
     cublas=$(find_cublas)
     [ -n "$cublas" ] || echo "no cuBLAS found: the products will fail" >&2
-    export LD_LIBRARY_PATH=$here/lib:$cublas:${LD_LIBRARY_PATH:-} MQ_TEST_DEVICE=cuda OMP_WAIT_POLICY=passive
+    export LD_LIBRARY_PATH=$here/lib:$cublas:${LD_LIBRARY_PATH:-} MQ_TEST_DEVICE=cuda OMP_WAIT_POLICY=passive MQ_SOURCE=$here
     checker=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
     mkdir -p log
     for kind in $kinds; do

@@ -35,10 +35,11 @@ double dot(const float *a, const float *b, int k)
     return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
 }
 
-/* All operands are the device's. */
+/* All operands are the device's, or the host's may be given. */
 bool are_device(const void *a, const void *b, const void *c)
 {
-    return emu_is_device(a, sizeof(float)) && emu_is_device(b, sizeof(float)) && emu_is_device(c, sizeof(float));
+    return emu_allows_host_pointers() ||
+           (emu_is_device(a, sizeof(float)) && emu_is_device(b, sizeof(float)) && emu_is_device(c, sizeof(float)));
 }
 
 cublasOperation_t other(cublasOperation_t op)

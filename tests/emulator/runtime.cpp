@@ -97,6 +97,11 @@ bool emu_has_host_address(const void *p, size_t n_bytes)
     return false;
 }
 
+bool emu_allows_host_pointers(void)
+{
+    return allow_host_pointers;
+}
+
 emu_memory_use::emu_memory_use()
 {
     std::lock_guard<std::mutex> guard(use_lock);

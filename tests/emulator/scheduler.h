@@ -10,6 +10,7 @@ void emu_set_backwards(bool on);
 
 /* Whether all n_bytes at p are device memory; never true of NULL. */
 bool emu_is_device(const void *p, size_t n_bytes);
+bool emu_allows_host_pointers(void);
 
 /* Guarded device memory is open to the host while one of these lives. */
 struct emu_memory_use {

@@ -230,3 +230,10 @@ const mq_kernels *mq_test_cuda_on_host_arrays(const char *name)
     };
     return &t;
 }
+
+const mq_kernels *mq_test_cuda_emulated(const char *name)
+{
+    (void)name;
+    mq_emulator_allow_host_pointers(true);
+    return &mq_cuda_emulated_kernels;
+}

@@ -9,4 +9,7 @@
  * threads in the other order with MQ_TEST_ORDER=backwards. */
 const mq_kernels *mq_test_cuda_on_host_arrays(const char *name);
 
+/* The emulator's table as it is, given pointers to host memory as they are, for tests that mix both. */
+const mq_kernels *mq_test_cuda_emulated(const char *name);
+
 #endif
