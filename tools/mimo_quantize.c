@@ -318,7 +318,7 @@ int main(int argc, char **argv)
         {.name = "memory", .kind = MQ_OPT_SIZE, .out = &a.memory, .value_name = "BYTES", .min = 1,
          .help = "use at most this much memory"},
         {.name = "seed", .kind = MQ_OPT_INT, .out = &a.seed, .value_name = "N", .min = 0, .max = INT64_MAX,
-         .help = "entered in the recipe; no method built so far draws numbers"},
+         .help = "draws the rows that cold experts are calibrated on (default 0)"},
         {.name = "resume", .kind = MQ_OPT_FLAG, .out = &a.resume, .value_name = "",
          .help = "go on with an interrupted run"},
         {.name = "rehash", .kind = MQ_OPT_FLAG, .out = &a.rehash, .value_name = "",
