@@ -67,7 +67,7 @@ static void run_window(data *t)
     must(k->attention(dev, t->y, t->x, &t->kv, N_HEADS, NULL, 128, TOKENS, 0, &err));
 }
 static void run_gram(data *t) { must(k->gram(dev, t->g, t->x, NULL, TOKENS, HIDDEN, &err)); }
-static void run_factor(data *t) { must(k->factor(dev, t->a, t->d, t->g, t->perm, 100.0f, HIDDEN, &err)); }
+static void run_factor(data *t) { must(k->factor(dev, t->a, t->d, t->g, t->perm, 1000.0f, HIDDEN, &err)); }
 static void run_search(data *t) { must(k->search_scales(dev, t->scale, t->w, NULL, WIDTH, HIDDEN, GROUP, &err)); }
 static void run_nearest(data *t) { must(k->nearest(dev, t->codes, t->w, t->scale, WIDTH, HIDDEN, GROUP, &err)); }
 static void run_ldlq(data *t)
