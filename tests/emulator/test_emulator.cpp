@@ -217,7 +217,8 @@ static const bool has_sanitizer = false;
 static __global__ void past_shared_kernel(int *out)
 {
     MQ_SHARED(tile, int[64]);
-    tile[threadIdx.x + 1] = 1;
+    int *p = tile; /* or the bounds of the array's type are what is noticed */
+    p[threadIdx.x + 1] = 1;
     __syncthreads();
     out[0] = tile[0];
 }
