@@ -84,13 +84,16 @@ bool emu_is_device(const void *p, size_t n_bytes)
     return (const char *)p + n_bytes <= it->first + it->second;
 }
 
+/* Heap, stack and program lie above; pairs of 32-bit numbers, and the address sanitizer's own memory, mostly below. */
+static const uint64_t LEAST_ADDRESS = (uint64_t)0x50 << 40;
+
 bool emu_has_host_address(const void *p, size_t n_bytes)
 {
     for (size_t at = 0; at + 8 <= n_bytes; at += 8) {
         uint64_t word;
         unsigned char resident;
         memcpy(&word, (const char *)p + at, sizeof word);
-        if (word >= 0x10000 && word >> 47 == 0 && !emu_is_device((const void *)word, 0) &&
+        if (word >= LEAST_ADDRESS && word >> 47 == 0 && !emu_is_device((const void *)word, 0) &&
             mincore((void *)(word / PAGE * PAGE), PAGE, &resident) == 0)
             return true;
     }
