@@ -3,7 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include "src/file.h"
 #include "src/pool.h"
 #include "tools/calib_options.h"
 #include "tools/convert.h"
@@ -37,8 +39,20 @@ static mq_status read_compress(int *level, const char *text, mq_err *err)
     return MQ_OK;
 }
 
-/* Files outside of OUT are written last.  Their folder must be there before hours of work, and neither the checkpoint nor OUT, whose
- * files they could replace and where a stranger's file makes the model unsound. */
+/* Is place the folder dir, or the drafter's folder in it? */
+static bool is_model_folder(const struct stat *place, const char *dir)
+{
+    struct stat info;
+    char *drafter = mq_path_join(dir, "dflash");
+    bool same = stat(dir, &info) == 0 && info.st_dev == place->st_dev && info.st_ino == place->st_ino;
+    if (!same && drafter && stat(drafter, &info) == 0)
+        same = info.st_dev == place->st_dev && info.st_ino == place->st_ino;
+    free(drafter);
+    return same;
+}
+
+/* Files outside of OUT are written last.  Their folder must be there and take files before hours of work, and it may be neither the
+ * checkpoint's nor OUT's, whose files they could replace and where a stranger's file makes the model unsound. */
 static mq_status check_place(const mq_cli *cli, const char *option, const char *path, mq_err *err)
 {
     if (!path || strcmp(path, "-") == 0)
@@ -49,12 +63,14 @@ static mq_status check_place(const mq_cli *cli, const char *option, const char *
     char *slash = strrchr(dir, '/');
     if (slash)
         slash[slash == dir] = '\0';
-    struct stat parent, other;
+    struct stat parent, there;
     mq_status st = MQ_OK;
-    if (stat(slash ? dir : ".", &parent) != 0)
+    if (stat(slash ? dir : ".", &parent) != 0 || access(slash ? dir : ".", W_OK | X_OK) != 0)
         st = mq_fail(err, MQ_E_IO, "--%s %s: %s", option, path, strerror(errno));
+    else if (path[0] == '\0' || (stat(path, &there) == 0 && S_ISDIR(there.st_mode)))
+        st = mq_fail(err, MQ_E_ARG, "--%s %s: is a folder, expected the name of a file", option, path);
     for (int i = 0; st == MQ_OK && i < 2; i++)
-        if (stat(cli->args[i], &other) == 0 && other.st_dev == parent.st_dev && other.st_ino == parent.st_ino)
+        if (is_model_folder(&parent, cli->args[i]))
             st = mq_fail(err, MQ_E_ARG, "--%s %s: lies in %s; give a place outside of CHECKPOINT and OUT", option, path,
                          cli->args[i]);
     free(dir);

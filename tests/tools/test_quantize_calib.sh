@@ -32,6 +32,15 @@ expect 2 mimo-quantize "${few[@]}" --report "$nano/report.html" "$nano" "$packed
 err_has 'give a place outside of CHECKPOINT and OUT'
 expect 4 mimo-quantize "${few[@]}" --report "$work/absent/report.html" "$nano" "$packed"
 err_has 'No such file or directory'
+expect 2 mimo-quantize "${few[@]}" --report "$work" "$nano" "$packed"
+err_has 'is a folder, expected the name of a file'
+cp -rL "$nano" "$work/mine" && chmod -R u+w "$work/mine"
+for option in --report --json; do
+    expect 2 mimo-quantize "${few[@]}" "$option" "$work/mine/dflash/config.json" "$work/mine" "$packed"
+    err_has 'give a place outside of CHECKPOINT and OUT'
+done
+cmp -s "$nano/dflash/config.json" "$work/mine/dflash/config.json" || fail "the drafter's config was written over"
+rm -rf "$work/mine"
 
 # ---- texts that will not do, before anything is written ----
 expect 4 mimo-quantize --calib "$work/absent.txt" "$nano" "$packed"
