@@ -200,7 +200,7 @@ static mq_status draw_sample(mq_calibration *c, mq_err *err)
 
 static mq_status open_model(mq_calibration *c, mq_err *err)
 {
-    int n_threads = c->job->opt.n_threads;
+    int n_threads = c->plan->n_threads;
     int64_t window = c->corpus.window, span = mq_span_rows(c, 0);
     int64_t block = span < MQ_CALIB_BLOCK_ROWS ? span : MQ_CALIB_BLOCK_ROWS;
     mq_store_options o = {.n_ranks = 1, .n_threads = n_threads};
@@ -316,7 +316,7 @@ static mq_status do_layer(mq_calibration *c, mq_convert_done *done, int64_t *n_w
     if (is_moe)
         MQ_TRY(do_moe(c, err));
     if (line.has_hidden)
-        MQ_TRY(mq_hidden_save(c->mid, line.hidden, c->job->opt.n_threads, err));
+        MQ_TRY(mq_hidden_save(c->mid, line.hidden, c->plan->n_threads, err));
     if (calibrated) {
         int64_t group = group_of(c->job, c->layer);
         MQ_TRY(write_shards(c, group, done, n_weights, err));

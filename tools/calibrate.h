@@ -32,14 +32,16 @@ void mq_calibration_close(mq_calibration *c); /* accepts NULL */
 typedef struct mq_calibration_plan {
     int64_t n_rows;
     bool in_memory;        /* the residual stream */
+    int n_threads;         /* at most those asked for: as many as let the most experts be worked on */
     int n_workers;         /* experts at a time */
     int64_t peak_bytes;    /* host memory, with what fixed_bytes says */
     int64_t scratch_bytes; /* in OUT, at most */
 } mq_calibration_plan;
 
-/* budget 0: half of the machine's memory.  fixed_bytes: what the process takes besides.  MQ_E_NOMEM says what is needed. */
+/* budget 0: half of the machine's memory.  fixed_bytes and, for each thread,
+ * thread_bytes: what the process takes besides.  MQ_E_NOMEM says what is needed. */
 mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job *job, int64_t n_rows, int64_t window,
-                                  int n_threads, int64_t budget, int64_t fixed_bytes, mq_err *err);
+                                  int n_threads, int64_t budget, int64_t fixed_bytes, int64_t thread_bytes, mq_err *err);
 /* Windows of the calibration: the option's, or 2048, or the model's limit. */
 int64_t mq_calibration_window(const mq_convert_job *job);
 int64_t mq_calibration_rows(const mq_calibration *c);

@@ -1,7 +1,7 @@
 /* How large the pieces of a calibration are, and what fits into a budget.
  *
- * Everything comes from geometry and headers, so that --dry-run can say it.  Only two things give way to a small budget: the residual
- * stream goes to scratch files, and fewer experts are worked on at a time.  Spans and blocks keep their sizes: they are
+ * Everything comes from geometry and headers, so that --dry-run can say it.  Only three things give way to a small budget: the residual
+ * stream goes to scratch files, fewer experts are worked on at a time, and fewer threads work.  Spans and blocks keep their sizes: they are
  * part of the result. */
 #include <unistd.h>
 
@@ -79,31 +79,50 @@ static int64_t machine_half(void)
     return (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE) / 2;
 }
 
+/* Sizes that a plan is made of. */
+typedef struct sizes {
+    int64_t fixed, stream, bench, budget;
+    const mq_convert_job *job;
+    int64_t n_rows, window, thread_bytes;
+} sizes;
+
+/* With n threads: everything but benches, and whether the residual stream is on the heap; how many benches fit beside it. */
+static int64_t fit(mq_calibration_plan *out, const sizes *s, int n)
+{
+    int64_t common = s->fixed + n * s->thread_bytes + common_bytes(s->job, s->n_rows, s->window, n);
+    out->n_threads = n;
+    out->in_memory = 2 * s->stream <= s->budget / 2 && common + 2 * s->stream + s->bench <= s->budget;
+    int64_t without = common + (out->in_memory ? 2 * s->stream : 0), fitting = (s->budget - without) / s->bench;
+    out->n_workers = (int)max2(0, min2(min2(n, s->job->source->model.n_experts), fitting));
+    out->peak_bytes = without + max2(out->n_workers, 1) * s->bench;
+    return out->n_workers;
+}
+
 mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job *job, int64_t n_rows, int64_t window,
-                                  int n_threads, int64_t budget, int64_t fixed_bytes, mq_err *err)
+                                  int n_threads, int64_t budget, int64_t fixed_bytes, int64_t thread_bytes, mq_err *err)
 {
     const mq_model *m = &job->source->model;
     int64_t resident, streaming, before = mq_cli_peak_host_bytes();
     MQ_TRY(mq_store_plan_bytes(&resident, &streaming, job->opt.checkpoint, err));
     int64_t headers = mq_cli_peak_host_bytes() - before; /* the store reads the checkpoint's headers for itself */
-    int64_t stream = 4 * n_rows * m->hidden, each;
-    MQ_TRY(bench_bytes(&each, job, err));
-    int64_t common = fixed_bytes + headers + streaming + common_bytes(job, n_rows, window, n_threads);
+    sizes s = {.fixed = fixed_bytes + headers + streaming, .stream = 4 * n_rows * m->hidden, .job = job, .n_rows = n_rows,
+               .budget = budget > 0 ? budget : machine_half(), .window = window, .thread_bytes = thread_bytes};
+    MQ_TRY(bench_bytes(&s.bench, job, err));
     mq_codes_shape shape = codes_shape(m);
 
-    budget = budget > 0 ? budget : machine_half();
-    *out = (mq_calibration_plan){.n_rows = n_rows};
-    out->in_memory = 2 * stream <= budget / 2 && common + 2 * stream + each <= budget;
-    int64_t without = common + (out->in_memory ? 2 * stream : 0);
-    if (without + each > budget) {
+    mq_calibration_plan best = {.n_workers = -1}, p = {.n_rows = n_rows};
+    for (int n = n_threads; n >= 1; n--)
+        if (fit(&p, &s, n) > best.n_workers)
+            best = p;
+    if (best.n_workers == 0) {
         char asked[32], needed[32];
-        mq_cli_bytes_text(asked, budget);
-        mq_cli_bytes_text(needed, without + each);
+        fit(&p, &s, 1);
+        mq_cli_bytes_text(asked, s.budget);
+        mq_cli_bytes_text(needed, p.peak_bytes);
         return mq_fail(err, MQ_E_NOMEM, "a memory budget of %s: calibrating this model needs %s", asked, needed);
     }
-    out->n_workers = (int)min2(min2(n_threads, m->n_experts), (budget - without) / each);
-    out->peak_bytes = without + out->n_workers * each;
-    out->scratch_bytes = 2 * stream + max2(mq_codes_bytes(&shape, job->opt.group),
-                                           job->n_mxfp4_layers ? mq_codes_bytes(&shape, MQ_GROUP_MXFP4) : 0);
+    *out = best;
+    out->scratch_bytes = 2 * s.stream + max2(mq_codes_bytes(&shape, job->opt.group),
+                                             job->n_mxfp4_layers ? mq_codes_bytes(&shape, MQ_GROUP_MXFP4) : 0);
     return MQ_OK;
 }

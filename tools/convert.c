@@ -89,8 +89,8 @@ static mq_status choose_threads(conversion *c, mq_err *err)
         return MQ_OK;
     int64_t window = mq_calibration_window(&c->job);
     int64_t n_rows = mq_calibration_rows(c->calib);
-    MQ_TRY(mq_calibration_plan_for(&c->calib_plan, &c->job, n_rows, window, c->n_threads, limit, c->result->peak_bytes,
-                                   err));
+    MQ_TRY(mq_calibration_plan_for(&c->calib_plan, &c->job, n_rows, window, c->n_threads, limit, fixed, each, err));
+    c->n_threads = c->calib_plan.n_threads;
     c->result->peak_bytes = c->calib_plan.peak_bytes;
     c->result->scratch_bytes = c->calib_plan.scratch_bytes;
     c->result->hidden_in_memory = c->calib_plan.in_memory;

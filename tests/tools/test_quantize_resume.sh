@@ -94,6 +94,12 @@ echo "memory: $peak bytes at most, limit ${limit} MiB, checkpoint $in bytes"
 [ "$in" -gt $((limit << 20)) ] || fail 'the checkpoint fits into memory'
 "$bin/mimo-quantize" "${big[@]}" gen roomy >/dev/null 2>err || fail 'a run without --memory'
 [ "$(digest tight)" = "$(digest roomy)" ] || fail 'other bytes under --memory'
+# More threads than that memory has room for: fewer work.
+"$bin/mimo-quantize" "${big[@]}" --memory ${limit}M --threads 64 --overwrite --json j.json gen tight >/dev/null 2>err ||
+    fail '64 threads under --memory'
+peak=$(sed -n 's/.*"peak_host_bytes": \([0-9]*\).*/\1/p' j.json)
+[ "$peak" -le $((limit << 20)) ] || fail "$peak bytes with 64 threads, beyond --memory"
+[ "$(digest tight)" = "$(digest roomy)" ] || fail 'other bytes with 64 threads under --memory'
 rm -rf tight roomy
 
 # ---- no space for scratch ----
