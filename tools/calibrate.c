@@ -157,14 +157,14 @@ mq_status mq_calibration_resume(mq_calibration *c, const char **keep, mq_convert
         c->first_layer = n;
         return MQ_OK;
     }
-    /* A crash may have left the streams of two layers; an earlier one is gone. */
-    for (int l = n - 1; l >= 0 && l >= n - 2; l--) {
+    /* The last one that is there: a crash may have left those of two layers, and a run that had to go back leaves earlier ones. */
+    for (int l = n - 1; l >= 0; l--) {
         const mq_journal_layer *line = find_layer(old, l);
         mq_err why;
         mq_hidden_name(c->saved_name, l);
         mq_status st = line->has_hidden
                            ? mq_hidden_open(&c->before, c->job->opt.out_dir, c->saved_name, c->n_rows, c->m->hidden,
-                                            line->hidden, plan->in_memory, c->job->opt.n_threads, &why)
+                                            line->hidden, plan->in_memory, plan->n_threads, &why)
                            : MQ_E_HASH;
         if (st == MQ_OK) {
             c->first_layer = l + 1;

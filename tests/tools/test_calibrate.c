@@ -16,6 +16,7 @@
 #include "tests/harness.h"
 #include "tests/maker/maker.h"
 #include "tools/compare.h"
+#include "tools/journal.h"
 
 static const mq_cli quiet_cli = {.tool = "test_calibrate", .usage = "", .summary = "", .quiet = true};
 
@@ -436,6 +437,51 @@ START_TEST(damage_costs_work_and_no_byte)
 }
 END_TEST
 
+/* Lines of the journal that hold text. */
+static int journal_lines(const char *dir, const char *text)
+{
+    char *path = in_dir(dir, MQ_JOURNAL_NAME);
+    mq_buf all = mq_buf_empty();
+    mq_err err;
+    mq_assert_ok(mq_file_load(&all, path, 1 << 24, &err), &err);
+    int n = 0;
+    for (const char *at = all.data; (at = strstr(at, text)) != NULL; at++)
+        n++;
+    mq_buf_release(&all);
+    free(path);
+    return n;
+}
+
+/* A run that lost its streams begins with the first layer; when it is killed again it goes on from where it had come to, although
+ * the journal tells of later layers. */
+START_TEST(a_run_that_went_back_is_not_sent_back_again)
+{
+    const char *dir = mq_test_dir(), *streams[] = {"scratch-hidden-003", "scratch-hidden-004"};
+    char *out = in_dir(dir, "back");
+    uint8_t want[MQ_SHA256_BYTES], got[MQ_SHA256_BYTES];
+    mq_convert_options o = options(mq_test_path("tests/data/nano"), out);
+    ck_assert(run_child(&o, 0));
+    folder_digest(want, out);
+    o.overwrite = true;
+    kill_at(&o, "scratch-hidden-004");
+    for (int i = 0; i < 2; i++) {
+        char *path = in_dir(out, streams[i]);
+        unlink(path);
+        free(path);
+    }
+    o.overwrite = false;
+    o.resume = true;
+    kill_at(&o, "scratch-hidden-001");
+    ck_assert_int_eq(journal_lines(out, "{\"layer\":0,"), 2);
+    kill_at(&o, "scratch-hidden-002");
+    ck_assert_int_eq(journal_lines(out, "{\"layer\":0,"), 2);
+    ck_assert(run_child(&o, 0));
+    folder_digest(got, out);
+    ck_assert_msg(memcmp(want, got, sizeof want) == 0, "other bytes");
+    free(out);
+}
+END_TEST
+
 START_TEST(another_recipe_or_text_is_refused)
 {
     const char *dir = mq_test_dir();
@@ -475,6 +521,7 @@ int main(void)
     /* First: a process that has run OpenMP threads cannot fork children that do. */
     tcase_add_test(t, killed_runs_go_on_to_the_same_bytes);
     tcase_add_test(t, damage_costs_work_and_no_byte);
+    tcase_add_test(t, a_run_that_went_back_is_not_sent_back_again);
     tcase_add_test(t, saved_streams_are_those_of_the_finished_model);
     tcase_add_test(t, the_account_tells_of_every_matrix);
     tcase_add_test(t, threads_and_memory_change_no_byte);
