@@ -177,6 +177,13 @@ mq_status mq_calibration_resume(mq_calibration *c, const char **keep, mq_convert
     return MQ_OK;
 }
 
+int64_t mq_calibration_scratch_left(const mq_calibration *c, const mq_calibration_plan *plan)
+{
+    if (c->first_layer > c->last)
+        return 0;
+    return plan->scratch_bytes - (c->before ? 4 * c->n_rows * c->m->hidden : 0);
+}
+
 /* ---- Running ---- */
 
 /* A row from each of n_sample equal parts of all rows, drawn by the seed (splitmix64). */

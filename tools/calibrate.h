@@ -53,6 +53,9 @@ const mq_corpus *mq_calibration_corpus(const mq_calibration *c);
 mq_status mq_calibration_resume(mq_calibration *c, const char **keep, mq_convert_done *done,
                                 const mq_journal_record *old, const mq_calibration_plan *plan, mq_err *err);
 
+/* Free space that the scratch files still need: less after mq_calibration_resume, which found some of them. */
+int64_t mq_calibration_scratch_left(const mq_calibration *c, const mq_calibration_plan *plan);
+
 /* Groups of job that calibration finishes itself (wanted false), [n_groups]. */
 void mq_calibration_others(const mq_convert_job *job, bool *wanted);
 

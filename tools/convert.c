@@ -43,6 +43,8 @@ static void tell_about_job(const conversion *c)
         mq_cli_note(c->cli, "the calibration text has %lld tokens in whole windows, fewer than the %lld asked for",
                     (long long)mq_calibration_rows(c->calib), (long long)c->opt.calib.n_tokens);
     mq_cli_warn_lines(c->cli, &c->job.source->notices);
+    if (c->opt.calib.n_files && !c->calib)
+        mq_cli_note(c->cli, "no layer's experts become INT4, so nothing is calibrated and no calibration text is read");
     if (c->job.n_requantized_layers)
         mq_cli_warn(c->cli, "--experts int4 quantizes %lld MXFP4 layers again, which loses precision; the default keeps them",
                     (long long)c->job.n_requantized_layers);
@@ -151,7 +153,7 @@ static char *existing_parent(const char *dir)
 static mq_status measure_space(conversion *c, mq_err *err)
 {
     int64_t need = 4 << 20, total = 0;
-    int64_t scratch = mq_convert_is_calibrated(&c->job) ? c->calib_plan.scratch_bytes : 0;
+    int64_t scratch = c->calib ? mq_calibration_scratch_left(c->calib, &c->calib_plan) : 0;
     for (int64_t g = 0; g < c->job.n_groups; g++)
         for (int f = 0; f < c->job.groups[g].n_files; f++) {
             int64_t bytes;

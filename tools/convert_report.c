@@ -55,22 +55,32 @@ static void write_errors(mq_json_writer *w, const mq_convert_job *job, const mq_
                              mq_convert_rel_error(mq_convert_sum(job, done, layer, p)));
 }
 
-/* One string per notice.  Paths below dir lose it: the report does not depend on where the checkpoint lies. */
-static void write_notices(mq_json_writer *w, const mq_buf *lines, const char *dir)
+void mq_convert_notices(mq_buf *out, const mq_convert_job *job)
 {
-    const char *at = lines->n_bytes ? lines->data : "";
+    const mq_buf *lines = &job->source->notices;
+    const char *at = lines->n_bytes ? lines->data : "", *dir = mq_checkpoint_dir(job->source->checkpoint);
     size_t n_dir = strlen(dir);
     while (*at) {
         if (strncmp(at, dir, n_dir) == 0 && at[n_dir] == '/')
             at += n_dir + 1;
         size_t n = strcspn(at, "\n");
-        mq_buf line = mq_buf_empty();
-        mq_buf_append(&line, at, (int64_t)n);
-        if (n && line.data)
-            mq_json_write_string(w, NULL, line.data);
-        mq_buf_release(&line);
+        mq_buf_append(out, at, (int64_t)n);
+        mq_buf_str(out, "\n");
         at += n + (at[n] == '\n');
     }
+}
+
+/* One string per line. */
+static mq_status write_lines(mq_json_writer *w, mq_buf *lines, mq_err *err)
+{
+    MQ_TRY(mq_buf_status(lines, err));
+    for (char *at = lines->n_bytes ? lines->data : NULL, *end; at && *at; at = end + 1) {
+        end = strchr(at, '\n');
+        *end = '\0';
+        if (end > at)
+            mq_json_write_string(w, NULL, at);
+    }
+    return MQ_OK;
 }
 
 /* How a calibrated matrix got its codes. */
@@ -182,6 +192,7 @@ static const mq_convert_account *account_of(const mq_convert_job *job, const mq_
 mq_status mq_convert_report(mq_buf *out, const mq_convert_job *job, const mq_convert_done *done, mq_err *err)
 {
     const mq_source *s = job->source;
+    mq_buf notices = mq_buf_empty();
     mq_buf_str(out, "{");
     mq_json_writer w = mq_json_write_begin(out, 2);
     w.depth = 1;
@@ -192,7 +203,10 @@ mq_status mq_convert_report(mq_buf *out, const mq_convert_job *job, const mq_con
     mq_json_write_int(&w, "expert_weights", job->n_expert_weights);
     mq_json_write_int(&w, "requantized_mxfp4_layers", job->n_requantized_layers);
     mq_json_write_array(&w, "notices");
-    write_notices(&w, &s->notices, mq_checkpoint_dir(s->checkpoint));
+    mq_convert_notices(&notices, job);
+    mq_status st = write_lines(&w, &notices, err);
+    mq_buf_release(&notices);
+    MQ_TRY(st);
     mq_json_write_end_array(&w);
     mq_json_write_object(&w, "rel_rms_error");
     write_errors(&w, job, done, -1);

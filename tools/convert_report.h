@@ -12,6 +12,10 @@ double mq_convert_rel_error(mq_round_stats s);
 /* "gate_proj", "up_proj", "down_proj". */
 const char *mq_convert_projection_name(int projection);
 
+/* What the checkpoint's reader had to say, a line each.  Paths below the checkpoint's folder lose it: reports do not depend on where it
+ * lies.  mq_buf_status tells of failure. */
+void mq_convert_notices(mq_buf *out, const mq_convert_job *job);
+
 /* Text of report.json; a function of checkpoint and recipe. */
 mq_status mq_convert_report(mq_buf *out, const mq_convert_job *job, const mq_convert_done *done, mq_err *err);
 

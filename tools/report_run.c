@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "src/file.h"
+#include "tools/convert_report.h"
 #include "tools/report_html.h"
 
 enum { MAX_FACTS = 24 };
@@ -156,6 +157,7 @@ mq_status mq_report_write(const char *path, const mq_convert_job *job, const mq_
 {
     const mq_model *m = &job->source->model;
     facts recipe = {.n = 0}, source = {.n = 0};
+    mq_buf notices = mq_buf_empty();
     char title[128];
     mq_report r = {.title = title, .calibrated = mq_convert_is_calibrated(job)};
     mq_report_layer *layers = calloc((size_t)m->n_layers + 1, sizeof *layers);
@@ -166,11 +168,15 @@ mq_status mq_report_write(const char *path, const mq_convert_job *job, const mq_
         snprintf(title, sizeof title, "%s, experts carried over", m->model_type);
     add_recipe(&recipe, job);
     add_source(&source, in);
+    mq_convert_notices(&notices, job);
     mq_status st = layers && owned && !recipe.nomem && !source.nomem ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "out of memory");
+    if (st == MQ_OK)
+        st = mq_buf_status(&notices, err);
     if (st == MQ_OK)
         st = make_layers(layers, owned, &r.n_layers, job, done, err);
     r.recipe = recipe.items;
     r.n_recipe = recipe.n;
+    r.notices = notices.data;
     r.source = source.items;
     r.n_source = source.n;
     r.layers = layers;
@@ -182,6 +188,7 @@ mq_status mq_report_write(const char *path, const mq_convert_job *job, const mq_
     free(layers);
     facts_release(&recipe);
     facts_release(&source);
+    mq_buf_release(&notices);
     return st;
 }
 

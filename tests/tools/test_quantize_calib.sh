@@ -130,6 +130,21 @@ grep -q 'id="weights"' "$work/one.html" && ! grep -q 'id="tokens"' "$work/one.ht
 expect 0 mimo-quantize --quiet --report "$work/mx.html" --method search "$data/nano-mxfp4" "$work/mx"
 grep -q 'experts carried over' "$work/mx.html" || fail 'the page of a carried-over model'
 
+# What the checkpoint's reader had to say stands on the page and in report.json, without the folder's path.
+cp -rL "$nano" "$work/said" && chmod -R u+w "$work/said"
+sed -i '1s/{/{ "odd<b>": 1,/' "$work/said/config.json"
+expect 0 mimo-quantize --method rtn --report "$work/said.html" "$work/said" "$work/said-packed"
+err_has "odd<b>"
+grep -q "<li>config.json.*odd&lt;b&gt;" "$work/said.html" || fail 'the notice on the page'
+json_has=$(grep -c '"config.json.*odd<b>' "$work/said-packed/report.json" || true)
+[ "$json_has" = 1 ] || fail 'the notice in report.json'
+rm -rf "$work/said" "$work/said-packed"
+
+# Nothing to calibrate: said, and done.
+expect 0 mimo-quantize "${few[@]}" --overwrite --json "$work/mx.json" "$data/nano-mxfp4" "$work/mx"
+err_has 'nothing is calibrated'
+json_is "$work/mx.json" 'r["method"] == "none" and "calib_tokens" not in r'
+
 # A mixture, from .jsonl and plain text; few tokens, which is said; the recipe stands in the manifest.
 printf '{"text": "%s"}\n' "$(head -c 9000 "$text" | tr -c 'a-z \n' '.' | tr '\n' ' ')" >"$work/mix.jsonl"
 expect 0 mimo-quantize --quiet --method imatrix --calib "$text@3" --calib "$work/mix.jsonl" --calib-tokens 256 --calib-window 64 \
