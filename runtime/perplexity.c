@@ -10,9 +10,9 @@
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "runtime/forward.h"
+#include "src/machine.h"
 
 enum { MAX_BLOCK_ROWS = 4096, MIN_BLOCK_ROWS = 64 };
 
@@ -44,11 +44,6 @@ typedef struct run {
 
 /* ---- Memory ---- */
 
-static int64_t machine_half(void)
-{
-    return (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE) / 2;
-}
-
 /* Bytes for a batch of n windows. */
 static int64_t bytes_for(const run *r, int64_t n)
 {
@@ -75,7 +70,7 @@ static int64_t clamp(int64_t v, int64_t low, int64_t high)
 /* Block, head and batch sizes within the budget; smaller blocks are tried before giving up. */
 static mq_status choose_sizes(run *r, mq_err *err)
 {
-    int64_t budget = r->o->memory_bytes > 0 ? r->o->memory_bytes : machine_half();
+    int64_t budget = r->o->memory_bytes > 0 ? r->o->memory_bytes : mq_machine_bytes() / 2;
     int64_t row_bytes = 4 * (int64_t)r->m->vocab;
     r->head_rows =
         clamp(budget / 16 / row_bytes, 8, clamp(((int64_t)256 << 20) / row_bytes, 8, 1024));

@@ -38,7 +38,7 @@ typedef struct mq_calibration_plan {
     int64_t scratch_bytes; /* in OUT, at most */
 } mq_calibration_plan;
 
-/* budget 0: half of the machine's memory.  fixed_bytes and, for each thread,
+/* budget 0: half of mq_machine_bytes.  fixed_bytes and, for each thread,
  * thread_bytes: what the process takes besides.  MQ_E_NOMEM says what is needed. */
 mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job *job, int64_t n_rows, int64_t window,
                                   int n_threads, int64_t budget, int64_t fixed_bytes, int64_t thread_bytes, mq_err *err);

@@ -3,8 +3,7 @@
  * Everything comes from geometry and headers, so that --dry-run can say it.  Only three things give way to a small budget: the residual
  * stream goes to scratch files, fewer experts are worked on at a time, and fewer threads work.  Spans and blocks keep their sizes: they are
  * part of the result. */
-#include <unistd.h>
-
+#include "src/machine.h"
 #include "src/units.h"
 #include "tools/calibrate_state.h"
 
@@ -74,11 +73,6 @@ static int64_t common_bytes(const mq_convert_job *job, int64_t n_rows, int64_t w
     return total + SMALL_THINGS;
 }
 
-static int64_t machine_half(void)
-{
-    return (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE) / 2;
-}
-
 /* Sizes that a plan is made of. */
 typedef struct sizes {
     int64_t fixed, stream, bench, budget;
@@ -106,7 +100,7 @@ mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job
     MQ_TRY(mq_store_plan_bytes(&resident, &streaming, job->opt.checkpoint, err));
     int64_t headers = mq_cli_peak_host_bytes() - before; /* the store reads the checkpoint's headers for itself */
     sizes s = {.fixed = fixed_bytes + headers + streaming, .stream = 4 * n_rows * m->hidden, .job = job, .n_rows = n_rows,
-               .budget = budget > 0 ? budget : machine_half(), .window = window, .thread_bytes = thread_bytes};
+               .budget = budget > 0 ? budget : mq_machine_bytes() / 2, .window = window, .thread_bytes = thread_bytes};
     MQ_TRY(bench_bytes(&s.bench, job, err));
     mq_codes_shape shape = codes_shape(m);
 

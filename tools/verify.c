@@ -5,11 +5,11 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "calib/corpus.h"
 #include "src/documents.h"
 #include "src/file.h"
+#include "src/machine.h"
 #include "src/pool.h"
 #include "src/tokenizer.h"
 #include "tools/verify_report.h"
@@ -361,7 +361,7 @@ mq_status mq_verify(bool *missed, const mq_verify_options *o, mq_cli *cli, mq_er
     *missed = false;
     MQ_TRY(check_options(o, err));
     if (options.memory_bytes == 0)
-        options.memory_bytes = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGE_SIZE) / 2;
+        options.memory_bytes = mq_machine_bytes() / 2;
     mq_status st = run_checks(&v, &list, err);
     if (st == MQ_E_STOPPED)
         st = mq_cli_check_stop(err); /* "stopped by signal 2" says more than the layer below */
