@@ -51,30 +51,48 @@ static bool is_model_folder(const struct stat *place, const char *dir)
     return same;
 }
 
+/* The folder that path lies in; errno after false. */
+static bool stat_parent(struct stat *parent, const char *path, bool writable)
+{
+    char *dir = strdup(path);
+    if (!dir)
+        return false;
+    char *slash = strrchr(dir, '/');
+    if (slash)
+        slash[slash == dir] = '\0';
+    const char *name = slash ? dir : ".";
+    bool there = stat(name, parent) == 0 && (!writable || access(name, W_OK | X_OK) == 0);
+    int why = errno;
+    free(dir);
+    errno = why;
+    return there;
+}
+
 /* Files outside of OUT are written last.  Their folder must be there and take files before hours of work, and it may be neither the
  * checkpoint's nor OUT's, whose files they could replace and where a stranger's file makes the model unsound. */
 static mq_status check_place(const mq_cli *cli, const char *option, const char *path, mq_err *err)
 {
     if (!path || strcmp(path, "-") == 0)
         return MQ_OK;
-    char *dir = strdup(path);
-    if (!dir)
-        return mq_fail(err, MQ_E_NOMEM, "out of memory");
-    char *slash = strrchr(dir, '/');
-    if (slash)
-        slash[slash == dir] = '\0';
     struct stat parent, there;
-    mq_status st = MQ_OK;
-    if (stat(slash ? dir : ".", &parent) != 0 || access(slash ? dir : ".", W_OK | X_OK) != 0)
-        st = mq_fail(err, MQ_E_IO, "--%s %s: %s", option, path, strerror(errno));
-    else if (path[0] == '\0' || (stat(path, &there) == 0 && S_ISDIR(there.st_mode)))
-        st = mq_fail(err, MQ_E_ARG, "--%s %s: is a folder, expected the name of a file", option, path);
-    for (int i = 0; st == MQ_OK && i < 2; i++)
+    if (!stat_parent(&parent, path, true))
+        return mq_fail(err, MQ_E_IO, "--%s %s: %s", option, path, strerror(errno));
+    if (path[0] == '\0' || (stat(path, &there) == 0 && S_ISDIR(there.st_mode)))
+        return mq_fail(err, MQ_E_ARG, "--%s %s: is a folder, expected the name of a file", option, path);
+    for (int i = 0; i < 2; i++)
         if (is_model_folder(&parent, cli->args[i]))
-            st = mq_fail(err, MQ_E_ARG, "--%s %s: lies in %s; give a place outside of CHECKPOINT and OUT", option, path,
-                         cli->args[i]);
-    free(dir);
-    return st;
+            return mq_fail(err, MQ_E_ARG, "--%s %s: lies in %s; give a place outside of CHECKPOINT and OUT", option, path,
+                           cli->args[i]);
+    return MQ_OK;
+}
+
+/* What a run reads may not be what it writes: with the text gone, nothing could go on after an interruption. */
+static mq_status check_text_place(const mq_cli *cli, const char *path, mq_err *err)
+{
+    struct stat parent;
+    if (stat_parent(&parent, path, false) && is_model_folder(&parent, cli->args[1]))
+        return mq_fail(err, MQ_E_ARG, "--calib %s: lies in %s, which is written; give a place outside of OUT", path, cli->args[1]);
+    return MQ_OK;
 }
 
 /* Do --method and the options of calibration fit together?  *calibrated says which kind it is. */
@@ -291,6 +309,8 @@ static mq_status quantize(mq_cli *cli, quantize_args *a, mq_err *err)
         return placed;
     }
     MQ_TRY(check_place(cli, "report", a->report, err));
+    for (int64_t i = 0; i < opt.calib.n_files; i++)
+        MQ_TRY(check_text_place(cli, opt.calib.files[i].path, err));
     mq_status st = mq_convert(&result, &opt, cli, err);
     bool tell = !cli->json_path || strcmp(cli->json_path, "-") != 0;
     if (a->dry_run && tell && result.need_bytes)

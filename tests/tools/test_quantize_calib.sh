@@ -90,6 +90,9 @@ echo "scratch: $scratch of $planned bytes planned were seen"
 json_is "$work/run.json" "r['bytes_out'] == $(sed -n 's/.*"bytes_out": \([0-9]*\).*/\1/p' "$work/plan.json") and r['method'] == 'gptq'"
 ls "$packed" | grep -q '^scratch' && fail 'scratch files are left'
 expect 0 mimo-verify --quiet --source "$nano" "$packed"
+expect 2 mimo-quantize --calib "$packed/README.md" --overwrite "$nano" "$packed"
+err_has 'which is written; give a place outside of OUT'
+[ -e "$packed/manifest.json" ] || fail 'a refused run began'
 expect 0 mimo-quantize "${few[@]}" --resume --report "$work/again.html" "$nano" "$packed"
 err_has 'no page is written'
 out_has 'already complete'
