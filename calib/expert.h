@@ -37,8 +37,8 @@ typedef struct mq_calib_recipe {
                              (h_source - h) h^T, H with its ridge; false: at its own weights */
     float target_few;     /* f = m / (m + target_few * n): few tokens say little about what is missing */
     float kappa;          /* shrinkage: rho = m / (m + kappa * n), n columns */
-    bool damp_columns;    /* the ridge of a column is relative to its own diagonal element; false: to their mean */
-    float damp, damp_few; /* ridge = (damp + damp_few * n / (n + m)) * that; it is part of H in all that follows */
+    float damp, damp_few; /* s = damp + damp_few * n / (n + m); the ridge is part of H in all that follows */
+    bool damp_columns;    /* ridge of a column = s * its own diagonal element + damp * their mean; false: s * their mean */
 } mq_calib_recipe;
 
 mq_calib_recipe mq_calib_recipe_default(mq_calib_method method, int group);

@@ -2,7 +2,8 @@
  *
  *   order    columns by falling diagonal, ties by index
  *   ridge    H' = H with a larger diagonal, kept for all that follows: what a step may gain on the tokens seen is held against
- *            what it costs on others.  Relative to each column's own element, its limit is the weighted search.  A failed
+ *            what it costs on others.  Relative to each column's own element, its limit is the weighted search; a small part
+ *            relative to the mean keeps weights near the source's where inputs are faint.  A failed
  *            factorisation is tried again with twice the ridge, ten times in all, then the matrix gets that limit (path
  *            "diagonal")
  *   target   down: W* = W + f W c^T H'^-1, so that what h lost on the way is made up for
@@ -113,7 +114,9 @@ static mq_status set_ridge(choice *c, bool on, mq_err *err)
 {
     mq_calib_worker *w = c->w;
     for (int64_t i = 0; i < c->cols; i++) {
-        double own = (double)w->diag[i], ridge = c->damp * (c->r->damp_columns ? own : c->mean);
+        double own = (double)w->diag[i], ridge = c->damp * c->mean;
+        if (c->r->damp_columns)
+            ridge = c->damp * own + (double)c->r->damp * c->mean;
         w->omega[i] = (float)(!on ? own : own > 0.0 ? own + ridge : c->mean);
     }
     MQ_TRY(w->k->upload(w->dev, w->vec, w->omega, c->cols * F, err));

@@ -259,12 +259,12 @@ static inline void order_of(int64_t *perm, const double *g, int64_t n, bool act_
 }
 
 /* Unit upper factor a of P g P^T with its ridge: a[j][k] = R[j][k] / R[k][k], from the last row up. */
-static inline double *factor_of(const double *g, const int64_t *perm, double damp, bool columns, int64_t n)
+static inline double *factor_of(const double *g, const int64_t *perm, double damp_own, double damp_mean, int64_t n)
 {
     double *r = doubles(n * n), mean = trace_of(g, n) / (double)n;
     for (int64_t k = n - 1; k >= 0; k--) {
         double d = g[perm[k] * n + perm[k]];
-        d += damp * (columns ? d : mean);
+        d += damp_own * d + damp_mean * mean;
         for (int64_t j = k + 1; j < n; j++)
             d -= r[k * n + j] * r[k * n + j];
         ck_assert(d > 0.0);

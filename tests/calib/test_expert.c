@@ -74,7 +74,7 @@ static void compare_matrix(const fixture *f, const result *res, int matrix, cons
         int64_t *perm = malloc((size_t)n * sizeof *perm);
         order_of(perm, g, n, r->act_order);
         double damp = (double)r->damp + (double)r->damp_few * (double)n / (double)(n + m);
-        double *a = factor_of(g, perm, damp, r->damp_columns, n);
+        double *a = factor_of(g, perm, r->damp_columns ? damp : 0.0, r->damp_columns ? (double)r->damp : damp, n);
         feed_back_of(codes, w, scale, a, perm, rows, n, r->group);
         ck_assert(fabs(res->account[matrix].damp - damp) < 1e-6 * damp);
         free(a);
@@ -120,8 +120,9 @@ static float *down_target(const fixture *f, const result *res, const double *g, 
             for (int64_t j = 0; j < n; j++)
                 c[i * n + j] += pow((double)f->coef[t], r->weight_power) * h[t * n + i] * (hs[t * n + j] - h[t * n + j]);
     double m = (double)f->n_tokens, damp = (double)r->damp + (double)r->damp_few * (double)n / ((double)n + m);
+    double mean = trace_of(g, n) / (double)n;
     for (int64_t i = 0; i < n * n; i++)
-        hd[i] = g[i] * (i % (n + 1) == 0 ? 1.0 + damp : 1.0);
+        hd[i] = g[i] * (i % (n + 1) == 0 ? 1.0 + damp : 1.0) + (i % (n + 1) == 0 ? (double)r->damp * mean : 0.0);
     for (int64_t row = 0; row < rows; row++)
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < n; j++)
