@@ -21,7 +21,6 @@ typedef struct mq_expert_bench {
     mq_calib_worker *worker;
     uint8_t *data, *scale;   /* stored bytes of gate, up and down */
     uint8_t *gate_up, *down; /* its units */
-    mq_err failure;
 } mq_expert_bench;
 
 struct mq_calibration {
@@ -33,8 +32,6 @@ struct mq_calibration {
 
     /* From the journal. */
     int first_layer; /* to be done */
-    bool has_saved;
-    uint8_t saved_digest[MQ_SHA256_BYTES];
     char saved_name[MQ_HIDDEN_NAME_BYTES];
 
     /* While running. */
