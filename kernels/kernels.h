@@ -44,6 +44,8 @@ typedef struct mq_kernels {
     mq_status (*dev_open)(mq_dev **out, int ordinal, int n_threads, const char *isa, mq_err *err);
     void (*dev_close)(mq_dev *dev);
     const char *(*dev_name)(const mq_dev *dev); /* for people: "cpu, 2 threads, avx512" */
+    /* Kind of device: "scalar", "avx2", "avx512", or a compute capability, "sm_90".  Another kind may give other bits. */
+    const char *(*dev_arch)(const mq_dev *dev);
     mq_status (*alloc)(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err); /* 64-byte aligned; zeroed */
     void (*release)(mq_dev *dev, void *p);
     mq_status (*upload)(mq_dev *dev, void *dst, const void *src_host, int64_t n_bytes, mq_err *err);

@@ -68,6 +68,11 @@ const char *mq_cpu_dev_name(const mq_dev *dev)
     return dev->name;
 }
 
+static const char *dev_arch(const mq_dev *dev)
+{
+    return dev->v->isa;
+}
+
 static void *aligned_room(int64_t n_bytes)
 {
     if (n_bytes < 0 || n_bytes > INT64_MAX / 2)
@@ -138,6 +143,7 @@ const mq_kernels mq_cpu_kernels = {
     .dev_open = mq_cpu_dev_open,
     .dev_close = mq_cpu_dev_close,
     .dev_name = mq_cpu_dev_name,
+    .dev_arch = dev_arch,
     .alloc = mq_cpu_alloc,
     .release = mq_cpu_release,
     .upload = mq_cpu_copy,

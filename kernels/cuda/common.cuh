@@ -24,7 +24,7 @@ enum workspace_slot { WS_WEIGHTS, WS_STATS, WS_MOMENT, WS_ROWS, WS_SUMS, WS_SMAL
 
 struct mq_dev {
     int ordinal;
-    char name[320];
+    char name[320], arch[32];
     cudaStream_t stream;
     mq_cuda::blas *blas; /* NULL until first used */
     void *ws[mq_cuda::WS_COUNT];

@@ -42,6 +42,7 @@ static mq_status open_stream(mq_dev *dev, mq_err *err)
                        prop.name, prop.major, prop.minor);
     snprintf(dev->name, sizeof dev->name, "cuda %d, %s, %d multiprocessors", dev->ordinal, prop.name,
              prop.multiProcessorCount);
+    snprintf(dev->arch, sizeof dev->arch, "sm_%d%d", prop.major, prop.minor);
     MQ_TRY(check(dev, cudaSetDevice(dev->ordinal), "open", err));
     return check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "stream", err);
 }
@@ -75,6 +76,11 @@ static mq_status dev_open(mq_dev **out, int ordinal, int n_threads, const char *
 static const char *dev_name(const mq_dev *dev)
 {
     return dev->name;
+}
+
+static const char *dev_arch(const mq_dev *dev)
+{
+    return dev->arch;
 }
 
 static mq_status allocate(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err)
@@ -167,6 +173,7 @@ static constexpr mq_kernels table()
     t.dev_open = dev_open;
     t.dev_close = dev_close;
     t.dev_name = dev_name;
+    t.dev_arch = dev_arch;
     t.alloc = alloc;
     t.release = release;
     t.upload = upload;

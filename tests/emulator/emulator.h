@@ -19,7 +19,11 @@ extern const mq_kernels mq_cuda_emulated_kernels;
  * order forgives shows in the other. */
 void mq_emulator_run_backwards(bool backwards);
 
-/* The compute capability that the one device reports; 9.0 unless changed. */
+/* How many devices there are, ordinals from 0; 1 unless changed.  A kernel or copy on one that is given the memory of another
+ * fails as with the host's. */
+void mq_emulator_set_devices(int n);
+
+/* The compute capability that the devices report; 9.0 unless changed. */
 void mq_emulator_set_capability(int major, int minor);
 
 /* Let the n-th allocation of device memory from now fail (1: the next); 0: none. */

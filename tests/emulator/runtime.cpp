@@ -1,7 +1,7 @@
-/* The runtime calls: one device, memory from the heap, everything done before the call returns.
+/* The runtime calls: a few devices alike, memory from the heap, everything done before the call returns.
  *
- * Device memory is remembered, so that a copy from or to a host pointer where a device pointer belongs is an error, and
- * filled with NaN, so that what was never written shows. */
+ * Device memory is remembered with its device, so that a copy from or to a pointer of the host, or of another device, where
+ * the current device's belongs is an error, and filled with NaN, so that what was never written shows. */
 #include <cuda_runtime.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,9 +17,15 @@ enum { DEFAULT_SHARED = 48 << 10, MOST_SHARED = 227 << 10, MOST_THREADS = 1024, 
 
 namespace {
 std::mutex lock;
-std::map<const char *, size_t> blocks; /* device memory: start, bytes */
+struct block {
+    size_t n_bytes;
+    int device;
+};
+std::map<const char *, block> blocks; /* device memory by its start */
 std::map<const void *, int> shared_limits;
-cudaError_t last = cudaSuccess;
+thread_local cudaError_t last = cudaSuccess;
+thread_local int current_device;
+int n_devices = 1;
 int major = 9, minor, allocation_to_fail, launch_to_fail;
 
 bool allow_host_pointers, guard_new_memory;
@@ -81,7 +87,7 @@ bool emu_is_device(const void *p, size_t n_bytes)
     if (it == blocks.begin())
         return false;
     --it;
-    return (const char *)p + n_bytes <= it->first + it->second;
+    return it->second.device == current_device && (const char *)p + n_bytes <= it->first + it->second.n_bytes;
 }
 
 /* Heap, stack and program lie above; pairs of 32-bit numbers, and the address sanitizer's own memory, mostly below. */
@@ -135,6 +141,11 @@ void mq_emulator_run_backwards(bool on)
     emu_set_backwards(on);
 }
 
+void mq_emulator_set_devices(int n)
+{
+    n_devices = n;
+}
+
 void mq_emulator_set_capability(int to_major, int to_minor)
 {
     major = to_major;
@@ -151,7 +162,7 @@ int64_t mq_emulator_allocated(void)
     std::lock_guard<std::mutex> guard(lock);
     int64_t sum = 0;
     for (const auto &b : blocks)
-        sum += (int64_t)b.second;
+        sum += (int64_t)b.second.n_bytes;
     return sum;
 }
 
@@ -184,13 +195,13 @@ cudaError_t cudaGetLastError(void)
 
 cudaError_t cudaGetDeviceCount(int *count)
 {
-    *count = 1;
+    *count = n_devices;
     return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int ordinal)
 {
-    if (ordinal != 0)
+    if (ordinal < 0 || ordinal >= n_devices)
         return remember(cudaErrorInvalidDevice);
     *prop = {};
     snprintf(prop->name, sizeof prop->name, "emulated GPU");
@@ -204,7 +215,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int ordinal)
 
 cudaError_t cudaSetDevice(int ordinal)
 {
-    return ordinal == 0 ? cudaSuccess : remember(cudaErrorInvalidDevice);
+    if (ordinal < 0 || ordinal >= n_devices)
+        return remember(cudaErrorInvalidDevice);
+    current_device = ordinal;
+    return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned)
@@ -240,7 +254,7 @@ cudaError_t cudaMalloc(void **out, size_t n_bytes)
     emu_memory_use open;
     memset(*out, 0xff, n_bytes);
     std::lock_guard<std::mutex> guard(lock);
-    blocks[(const char *)*out] = n_bytes;
+    blocks[(const char *)*out] = {n_bytes, current_device};
     return cudaSuccess;
 }
 
@@ -253,7 +267,7 @@ cudaError_t cudaFree(void *p)
         if (p && it == blocks.end())
             return remember(cudaErrorInvalidValue);
         if (p) {
-            n_bytes = it->second;
+            n_bytes = it->second.n_bytes;
             blocks.erase(it);
         }
     }

@@ -8,7 +8,7 @@
 void emu_run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, void (*run)(void *), void *context);
 void emu_set_backwards(bool on);
 
-/* Whether all n_bytes at p are device memory; never true of NULL. */
+/* Whether all n_bytes at p are memory of the calling thread's device; never true of NULL. */
 bool emu_is_device(const void *p, size_t n_bytes);
 bool emu_allows_host_pointers(void);
 
