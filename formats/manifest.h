@@ -33,8 +33,8 @@ typedef struct mq_recipe {
     char method[16];        /* "rtn", "search", "imatrix", "gptq"; "none" when no expert was quantized */
     int group;              /* 32, 64, 128; 0 when no layer is INT4 */
     char compress[16];      /* "none" or "zstd:LEVEL" */
-    char backend[16];       /* "cpu" */
-    char isa[16];           /* instruction set; "any": results do not depend on it */
+    char backend[16];       /* "cpu", "cuda" */
+    char isa[16];           /* instruction set, or compute capability ("sm_90"); "any": results do not depend on it */
     char zstd_version[16];  /* "" without compression */
     uint64_t seed;
     mq_recipe_calib calib;

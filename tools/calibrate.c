@@ -210,10 +210,11 @@ static mq_status open_model(mq_calibration *c, mq_err *err)
     int n_threads = c->plan->n_threads;
     int64_t window = c->corpus.window, span = mq_span_rows(c, 0);
     int64_t block = span < MQ_CALIB_BLOCK_ROWS ? span : MQ_CALIB_BLOCK_ROWS;
-    mq_store_options o = {.n_ranks = 1, .n_threads = n_threads};
     void *p;
-    c->k = mq_kernels_find("cpu");
-    MQ_TRY(c->k->dev_open(&c->dev, 0, n_threads, NULL, err));
+    c->k = mq_calibration_kernels(c->job);
+    MQ_TRY(c->k->dev_open(&c->dev, mq_calibration_ordinal(c->job, 0), n_threads, NULL, err));
+    MQ_TRY(mq_stage_init(&c->stage, c->k, c->dev, MQ_CALIB_BLOCK_ROWS, c->m->hidden, err));
+    mq_store_options o = {.n_ranks = 1, .n_threads = n_threads, .kernels = c->k, .dev = c->dev};
     MQ_TRY(mq_store_open(&c->store, c->job->opt.checkpoint, &o, err));
     MQ_TRY(mq_forward_create(&c->forward, c->k, c->dev, c->store, block, span, err));
     MQ_TRY(mq_cache_create_scratch(&c->cache, c->k, c->dev, c->m, 1, window, window < block ? window : block, err));
@@ -221,6 +222,10 @@ static mq_status open_model(mq_calibration *c, mq_err *err)
     c->x = p;
     MQ_TRY(c->k->alloc(c->dev, &p, (int64_t)c->m->hidden * c->m->hidden * (int64_t)sizeof(float), err));
     c->layer_gram = p;
+    if (c->stage.on_host)
+        return MQ_OK;
+    MQ_TRY(c->k->alloc(c->dev, &p, mq_expert_units_bytes(c->job), err));
+    c->device_codes = p;
     return MQ_OK;
 }
 
@@ -250,10 +255,11 @@ static void close_all(mq_calibration *c)
     mq_forward_free(c->forward);
     mq_cache_free(c->cache);
     mq_store_close(c->store);
-    if (c->x)
-        c->k->release(c->dev, c->x);
-    if (c->layer_gram)
-        c->k->release(c->dev, c->layer_gram);
+    void *arrays[] = {c->x, c->layer_gram, c->device_codes};
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++)
+        if (arrays[i])
+            c->k->release(c->dev, arrays[i]);
+    mq_stage_release(&c->stage);
     if (c->dev)
         c->k->dev_close(c->dev);
     free(c->route_ids);

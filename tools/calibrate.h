@@ -5,8 +5,10 @@
  * in the packed model; the layer's shards.  The residual stream is on the heap or in scratch files in OUT, saved after every
  * layer; memory does not grow with depth.
  *
- * The bytes depend on checkpoint, text and recipe (with instruction set and matrix library), not on threads, memory limit
- * or restarts: windows are cut into spans, and rows into blocks, of fixed size. */
+ * All arithmetic is that of one table of operations.  With GPUs the halves run on the first one and experts on all.
+ *
+ * The bytes depend on checkpoint, text and recipe (with the kind of processor and the matrix library), not on threads, the number
+ * of GPUs, memory limit or restarts: windows are cut into spans, and rows into blocks, of fixed size. */
 #ifndef MQ_TOOLS_CALIBRATE_H
 #define MQ_TOOLS_CALIBRATE_H
 
@@ -24,7 +26,8 @@ enum {
 typedef struct mq_calibration mq_calibration;
 
 /* Read the text and complete job's recipe.  job (calibrated; borrowed) must outlive the calibration.
- * MQ_E_ARG: too little text, a window longer than the model's limit; the statuses of mq_corpus_read and mq_tokenizer_open. */
+ * MQ_E_ARG: too little text, a window longer than the model's limit; MQ_E_DEVICE: a device is not there or of another kind than the
+ * first; the statuses of mq_corpus_read and mq_tokenizer_open. */
 mq_status mq_calibration_open(mq_calibration **out, mq_convert_job *job, mq_err *err);
 void mq_calibration_close(mq_calibration *c); /* accepts NULL */
 
@@ -33,9 +36,10 @@ typedef struct mq_calibration_plan {
     int64_t n_rows;
     bool in_memory;        /* the residual stream */
     int n_threads;         /* at most those asked for: as many as let the most experts be worked on */
-    int n_workers;         /* experts at a time */
+    int n_workers;         /* experts at a time; with GPUs one on each */
     int64_t peak_bytes;    /* host memory, with what fixed_bytes says */
     int64_t scratch_bytes; /* in OUT, at most */
+    int64_t device_bytes;  /* memory of the first device, the fullest, at most; 0 on the CPU, whose memory is the host's */
 } mq_calibration_plan;
 
 /* budget 0: half of mq_machine_bytes.  fixed_bytes and, for each thread,

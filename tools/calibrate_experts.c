@@ -66,13 +66,52 @@ int64_t mq_expert_bench_bytes(const mq_convert_job *job)
     mq_err err;
     if (most_bytes(&data, &scale, job, &err) != MQ_OK)
         return 0; /* the run will say why */
-    return data + scale + larger_group_bytes(mq_codes_gate_up_bytes, job) + larger_group_bytes(mq_codes_down_bytes, job);
+    return data + scale + mq_expert_units_bytes(job);
+}
+
+int64_t mq_expert_units_bytes(const mq_convert_job *job)
+{
+    return larger_group_bytes(mq_codes_gate_up_bytes, job) + larger_group_bytes(mq_codes_down_bytes, job);
 }
 
 static mq_status room(uint8_t **out, int64_t n_bytes, mq_err *err)
 {
     *out = aligned_alloc(64, (size_t)mq_round_up(n_bytes + 1, 64));
     return *out ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "out of memory for %lld bytes", (long long)n_bytes);
+}
+
+/* Room for what the device needs of the host's, where it has memory of its own. */
+static mq_status open_device_room(const mq_calibration *c, mq_expert_bench *b, int64_t data, int64_t scale, mq_err *err)
+{
+    int64_t hidden = c->m->hidden, floats = (int64_t)sizeof(float);
+    struct {
+        void *p;
+        int64_t n_bytes;
+    } all[] = {{NULL, data}, {NULL, scale}, {NULL, hidden * floats}, {NULL, hidden * hidden * floats}};
+    mq_status st = MQ_OK;
+    if (b->stage.on_host)
+        return MQ_OK;
+    for (int i = 0; st == MQ_OK && i < 4; i++)
+        st = c->k->alloc(b->dev, &all[i].p, all[i].n_bytes, err);
+    b->device_data = all[0].p;
+    b->device_scale = all[1].p;
+    b->post_norm = all[2].p;
+    b->layer_gram = all[3].p;
+    return st;
+}
+
+static mq_status open_bench(const mq_calibration *c, int i, int64_t data, int64_t scale, mq_err *err)
+{
+    mq_expert_bench *b = &c->benches[i];
+    MQ_TRY(c->k->dev_open(&b->dev, mq_calibration_ordinal(c->job, i), 1, NULL, err));
+    MQ_TRY(mq_stage_init(&b->stage, c->k, b->dev, MQ_CALIB_BLOCK_ROWS, c->m->hidden, err));
+    MQ_TRY(mq_calib_worker_create(&b->worker, c->k, b->dev, c->m->hidden, c->m->moe_intermediate, c->job->opt.group,
+                                  MQ_CALIB_BLOCK_ROWS, err));
+    MQ_TRY(room(&b->data, data, err));
+    MQ_TRY(room(&b->scale, scale, err));
+    MQ_TRY(room(&b->gate_up, larger_group_bytes(mq_codes_gate_up_bytes, c->job), err));
+    MQ_TRY(room(&b->down, larger_group_bytes(mq_codes_down_bytes, c->job), err));
+    return open_device_room(c, b, data, scale, err);
 }
 
 mq_status mq_expert_benches_open(mq_calibration *c, mq_err *err)
@@ -82,16 +121,8 @@ mq_status mq_expert_benches_open(mq_calibration *c, mq_err *err)
     c->benches = calloc((size_t)c->plan->n_workers, sizeof *c->benches);
     if (!c->benches)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");
-    for (int i = 0; i < c->plan->n_workers; i++) {
-        mq_expert_bench *b = &c->benches[i];
-        MQ_TRY(c->k->dev_open(&b->dev, 0, 1, NULL, err));
-        MQ_TRY(mq_calib_worker_create(&b->worker, c->k, b->dev, c->m->hidden, c->m->moe_intermediate, c->job->opt.group,
-                                      MQ_CALIB_BLOCK_ROWS, err));
-        MQ_TRY(room(&b->data, data, err));
-        MQ_TRY(room(&b->scale, scale, err));
-        MQ_TRY(room(&b->gate_up, larger_group_bytes(mq_codes_gate_up_bytes, c->job), err));
-        MQ_TRY(room(&b->down, larger_group_bytes(mq_codes_down_bytes, c->job), err));
-    }
+    for (int i = 0; i < c->plan->n_workers; i++)
+        MQ_TRY(open_bench(c, i, data, scale, err));
     return MQ_OK;
 }
 
@@ -99,7 +130,12 @@ void mq_expert_benches_close(mq_calibration *c)
 {
     for (int i = 0; c->benches && i < c->plan->n_workers; i++) {
         mq_expert_bench *b = &c->benches[i];
+        void *arrays[] = {b->device_data, b->device_scale, b->post_norm, b->layer_gram};
+        for (size_t k = 0; k < sizeof arrays / sizeof arrays[0]; k++)
+            if (arrays[k])
+                c->k->release(b->dev, arrays[k]);
         mq_calib_worker_free(b->worker);
+        mq_stage_release(&b->stage);
         if (b->dev)
             c->k->dev_close(b->dev);
         free(b->data);
@@ -126,14 +162,28 @@ static mq_status read_expert(mq_matrix views[MQ_CALIB_MATRICES], const mq_calibr
         data_at += mq_round_up(data, 64);
         scale_at += mq_round_up(scale, 64);
     }
+    b->data_bytes = data_at;
+    b->scale_bytes = scale_at;
     return MQ_OK;
 }
 
 /* ---- Calibrated experts ---- */
 
+/* What read_expert read, to the device; the views move along. */
+static mq_status upload_expert(mq_matrix w[MQ_CALIB_MATRICES], mq_expert_bench *b, mq_err *err)
+{
+    MQ_TRY(mq_bytes_to_device(&b->stage, b->device_data, b->data, b->data_bytes, err));
+    MQ_TRY(mq_bytes_to_device(&b->stage, b->device_scale, b->scale, b->scale_bytes, err));
+    for (int i = 0; i < MQ_CALIB_MATRICES; i++) {
+        w[i].data = mq_moved_address(&b->stage, w[i].data, b->data, b->data_bytes, b->device_data);
+        w[i].scale = mq_moved_address(&b->stage, w[i].scale, b->scale, b->scale_bytes, b->device_scale);
+    }
+    return MQ_OK;
+}
+
 typedef struct row_source {
     const mq_calibration *c;
-    mq_dev *dev;
+    mq_expert_bench *b;
     const int32_t *rows; /* of the expert's tokens */
 } row_source;
 
@@ -142,8 +192,9 @@ static mq_status lend_rows(void *ctx, float *x, bool sample, int64_t first, int6
 {
     const row_source *s = ctx;
     const mq_calibration *c = s->c;
-    MQ_TRY(mq_hidden_gather(c->mid, x, (sample ? c->sample : s->rows) + first, n, err));
-    return c->k->rmsnorm(s->dev, x, x, c->post_norm, c->m->norm_eps, n, c->m->hidden, err);
+    const float *norm = s->b->post_norm ? s->b->post_norm : c->post_norm;
+    MQ_TRY(mq_stage_gather(&s->b->stage, x, c->mid, (sample ? c->sample : s->rows) + first, n, err));
+    return c->k->rmsnorm(s->b->dev, x, x, norm, c->m->norm_eps, n, c->m->hidden, err);
 }
 
 static mq_status do_expert(mq_calibration *c, mq_expert_bench *b, int expert, mq_err *err)
@@ -151,8 +202,10 @@ static mq_status do_expert(mq_calibration *c, mq_expert_bench *b, int expert, mq
     mq_matrix w[MQ_CALIB_MATRICES];
     const mq_calib_recipe *recipe = &c->job->opt.calib.recipe;
     int64_t at = c->routes.first[expert], n = c->routes.first[expert + 1] - at;
-    row_source source = {c, b->dev, c->routes.rows + at};
+    row_source source = {c, b, c->routes.rows + at};
+    const float *layer_gram = b->layer_gram ? b->layer_gram : c->layer_gram;
     MQ_TRY(read_expert(w, c, b, expert, err));
+    MQ_TRY(upload_expert(w, b, err));
     mq_calib_expert e = {
         .gate = w[MQ_CALIB_GATE],
         .up = w[MQ_CALIB_UP],
@@ -162,7 +215,7 @@ static mq_status do_expert(mq_calibration *c, mq_expert_bench *b, int expert, mq
         .n_sample = mq_calib_needs_sample(recipe, n, c->m->moe_intermediate) ? c->n_sample : 0,
         .rows = lend_rows,
         .ctx = &source,
-        .layer_gram = mq_calib_needs_layer(recipe, n, c->m->hidden) ? c->layer_gram : NULL,
+        .layer_gram = mq_calib_needs_layer(recipe, n, c->m->hidden) ? layer_gram : NULL,
         .layer_tokens = c->n_rows,
     };
     mq_calib_account *account = c->account.matrices + (int64_t)expert * MQ_CALIB_MATRICES;
@@ -190,15 +243,30 @@ static mq_status sum_layer(mq_calibration *c, mq_err *err)
         needed |= mq_calib_needs_layer(&c->job->opt.calib.recipe, c->routes.first[e + 1] - c->routes.first[e], hidden);
     if (!needed)
         return MQ_OK;
-    memset(c->layer_gram, 0, (size_t)(hidden * hidden) * sizeof(float));
+    MQ_TRY(c->k->axpby(c->dev, c->layer_gram, 0.0f, NULL, 0.0f, hidden * hidden, err));
     for (int64_t row = 0; row < c->n_rows; row += MQ_CALIB_BLOCK_ROWS) {
         int64_t n = c->n_rows - row < MQ_CALIB_BLOCK_ROWS ? c->n_rows - row : MQ_CALIB_BLOCK_ROWS;
         MQ_TRY(mq_calibration_check_stop(c, err));
-        MQ_TRY(mq_hidden_read(c->mid, c->x, row, n, err));
+        MQ_TRY(mq_stage_read(&c->stage, c->x, c->mid, row, n, err));
         MQ_TRY(c->k->rmsnorm(c->dev, c->x, c->x, c->post_norm, c->m->norm_eps, n, hidden, err));
         MQ_TRY(c->k->gram(c->dev, c->layer_gram, c->x, NULL, n, hidden, err));
     }
-    return c->k->dev_sync(c->dev, err);
+    MQ_TRY(c->k->dev_sync(c->dev, err));
+    for (int i = 0; i < c->plan->n_workers; i++)
+        if (c->benches[i].layer_gram)
+            MQ_TRY(mq_floats_across(c->k, c->benches[i].dev, c->benches[i].layer_gram, c->dev, c->layer_gram,
+                                    hidden * hidden, err));
+    return MQ_OK;
+}
+
+/* The norm in front of the experts to every device. */
+static mq_status share_norm(mq_calibration *c, mq_err *err)
+{
+    for (int i = 0; i < c->plan->n_workers; i++)
+        if (c->benches[i].post_norm)
+            MQ_TRY(mq_floats_across(c->k, c->benches[i].dev, c->benches[i].post_norm, c->dev, c->post_norm, c->m->hidden,
+                                    err));
+    return MQ_OK;
 }
 
 /* Rows ascending within each expert. */
@@ -227,6 +295,7 @@ mq_status mq_calibrate_experts(mq_calibration *c, mq_err *err)
     group_rows(c);
     MQ_TRY(mq_account_init(&c->account, c->m->n_experts, err));
     mq_codes_begin(c->codes, c->layer, c->job->opt.group);
+    MQ_TRY(share_norm(c, err));
     MQ_TRY(sum_layer(c, err));
     return mq_pool_run(c->plan->n_workers, c->m->n_experts, expert_job, c, err);
 }

@@ -2,17 +2,18 @@
  *
  * The spans are part of the result: rows that meet in one call share blocks of matrix products.  With the same spans, a forward
  * pass over the finished model gives the same residual stream, bit for bit. */
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
+#include "src/units.h"
 #include "tools/calibrate_state.h"
 
 /* The residual stream of a span in front of the layer. */
 static mq_status load_span(mq_calibration *c, int64_t row0, int64_t n, mq_err *err)
 {
     if (c->before)
-        return mq_hidden_read(c->before, c->x, row0, n, err);
+        return mq_stage_read(&c->stage, c->x, c->before, row0, n, err);
     return mq_forward_embed(c->forward, c->x, c->corpus.ids + row0, n, err);
 }
 
@@ -32,28 +33,41 @@ mq_status mq_calibrate_attention(mq_calibration *c, mq_err *err)
         if (routed)
             MQ_TRY(mq_forward_route(c->forward, MQ_FORWARD_BATCH, c->layer, c->route_ids + row0 * topk,
                                     c->route_coef + row0 * topk, c->x, n, err));
-        MQ_TRY(c->k->dev_sync(c->dev, err));
-        MQ_TRY(mq_hidden_write(c->mid, c->x, row0, n, err));
+        MQ_TRY(mq_stage_write(&c->stage, c->mid, c->x, row0, n, err));
         mq_progress_add(c->progress, n);
     }
+    return MQ_OK;
+}
+
+/* Lend an expert of c->codes in dev's memory (mq_store_expert_fn); ctx is the calibration. */
+static mq_status lend_codes(void *ctx, mq_mlp_weights *out, int layer, int expert, mq_err *err)
+{
+    mq_calibration *c = ctx;
+    MQ_TRY(mq_codes_lend(c->codes, out, layer, expert, err));
+    if (c->stage.on_host)
+        return MQ_OK;
+    /* Both matrices lie in one piece. */
+    const uint8_t *gate_up = out->gate_up.data, *down = out->down.data;
+    int64_t n_bytes = down - gate_up + mq_units_bytes(out->down.rows, out->down.cols, out->down.group);
+    MQ_TRY(c->k->upload(c->dev, c->device_codes, gate_up, n_bytes, err));
+    out->gate_up.data = c->device_codes;
+    out->down.data = c->device_codes + (down - gate_up);
     return MQ_OK;
 }
 
 mq_status mq_calibrate_mlp(mq_calibration *c, mq_err *err)
 {
     mq_status st = MQ_OK;
-    mq_store_set_experts(c->store, mq_codes_lend, c->codes);
+    mq_store_set_experts(c->store, lend_codes, c);
     for (int64_t w = 0; st == MQ_OK && w < c->corpus.n_windows; w += c->span_windows) {
         int64_t n = mq_span_rows(c, w), row0 = w * c->corpus.window;
         st = mq_calibration_check_stop(c, err);
         if (st == MQ_OK)
-            st = mq_hidden_read(c->mid, c->x, row0, n, err);
+            st = mq_stage_read(&c->stage, c->x, c->mid, row0, n, err);
         if (st == MQ_OK)
             st = mq_forward_mlp(c->forward, MQ_FORWARD_BATCH, c->layer, c->x, n, NULL, NULL, err);
         if (st == MQ_OK)
-            st = c->k->dev_sync(c->dev, err);
-        if (st == MQ_OK)
-            st = mq_hidden_write(c->mid, c->x, row0, n, err);
+            st = mq_stage_write(&c->stage, c->mid, c->x, row0, n, err);
         mq_progress_add(c->progress, 4 * n);
     }
     mq_store_set_experts(c->store, NULL, NULL);
@@ -101,6 +115,16 @@ static void compare(mq_output_loss *loss, const float *in, const float *q, const
                              .output_cosine = cosine(&out)};
 }
 
+/* out = what the MoE half makes of in, both [n, hidden] host memory; c->x is in between. */
+static mq_status push_rows(mq_calibration *c, float *out, const float *in, int64_t n, mq_err *err)
+{
+    int64_t n_bytes = n * c->m->hidden * (int64_t)sizeof *in;
+    MQ_TRY(c->k->upload(c->dev, c->x, in, n_bytes, err));
+    MQ_TRY(mq_forward_mlp(c->forward, MQ_FORWARD_BATCH, c->layer, c->x, n, NULL, NULL, err));
+    MQ_TRY(c->k->dev_sync(c->dev, err));
+    return c->k->download(c->dev, out, c->x, n_bytes, err);
+}
+
 /* Rows spread evenly over all windows, through codes and through the source's experts. */
 static mq_status measure(mq_calibration *c, float *in, float *q, float *s, int64_t n, mq_err *err)
 {
@@ -108,16 +132,11 @@ static mq_status measure(mq_calibration *c, float *in, float *q, float *s, int64
         int32_t row = (int32_t)((2 * i + 1) * c->n_rows / (2 * n));
         MQ_TRY(mq_hidden_gather(c->mid, in + i * c->m->hidden, &row, 1, err));
     }
-    size_t bytes = (size_t)(n * c->m->hidden) * sizeof *in;
-    memcpy(q, in, bytes);
-    memcpy(s, in, bytes);
-    mq_store_set_experts(c->store, mq_codes_lend, c->codes);
-    mq_status st = mq_forward_mlp(c->forward, MQ_FORWARD_BATCH, c->layer, q, n, NULL, NULL, err);
+    mq_store_set_experts(c->store, lend_codes, c);
+    mq_status st = push_rows(c, q, in, n, err);
     mq_store_set_experts(c->store, NULL, NULL);
     if (st == MQ_OK)
-        st = mq_forward_mlp(c->forward, MQ_FORWARD_BATCH, c->layer, s, n, NULL, NULL, err);
-    if (st == MQ_OK)
-        st = c->k->dev_sync(c->dev, err);
+        st = push_rows(c, s, in, n, err);
     if (st == MQ_OK)
         compare(&c->account.loss, in, q, s, n, c->m->hidden);
     return st;
@@ -126,14 +145,12 @@ static mq_status measure(mq_calibration *c, float *in, float *q, float *s, int64
 mq_status mq_calibrate_loss(mq_calibration *c, mq_err *err)
 {
     int64_t n = c->n_rows < MQ_CALIB_REPORT_ROWS ? c->n_rows : MQ_CALIB_REPORT_ROWS;
-    void *rows[3] = {NULL, NULL, NULL};
-    mq_status st = MQ_OK;
-    for (int i = 0; st == MQ_OK && i < 3; i++)
-        st = c->k->alloc(c->dev, &rows[i], n * c->m->hidden * (int64_t)sizeof(float), err);
-    if (st == MQ_OK)
-        st = measure(c, rows[0], rows[1], rows[2], n, err);
-    for (int i = 0; i < 3; i++)
-        if (rows[i])
-            c->k->release(c->dev, rows[i]);
+    assert(n <= mq_span_rows(c, 0)); /* so they fit into c->x */
+    int64_t count = n * c->m->hidden;
+    float *rows = malloc((size_t)(3 * count) * sizeof *rows);
+    if (!rows)
+        return mq_fail(err, MQ_E_NOMEM, "out of memory");
+    mq_status st = measure(c, rows, rows + count, rows + 2 * count, n, err);
+    free(rows);
     return st;
 }

@@ -42,17 +42,20 @@ static mq_codes_shape codes_shape(const mq_model *m)
     return (mq_codes_shape){.n_experts = m->n_experts, .hidden = m->hidden, .width = m->moe_intermediate};
 }
 
-/* One expert's bench with its device. */
-static mq_status bench_bytes(int64_t *out, const mq_convert_job *job, mq_err *err)
+/* One expert's bench: memory of the host, and of its device where that is another. */
+static mq_status bench_bytes(int64_t *host, int64_t *device, const mq_convert_job *job, mq_err *err)
 {
     const mq_model *m = &job->source->model;
-    const mq_kernels *k = mq_kernels_find("cpu");
+    const mq_kernels *k = mq_calibration_kernels(job);
     int64_t rows = max2(m->hidden, m->moe_intermediate);
     mq_dev *dev;
-    MQ_TRY(k->dev_open(&dev, 0, 1, NULL, err));
-    *out = k->calibration_bytes(dev, rows, rows, job->opt.group, MQ_CALIB_BLOCK_ROWS) + mq_expert_bench_bytes(job) +
-           mq_calib_worker_bytes(m->hidden, m->moe_intermediate, job->opt.group, MQ_CALIB_BLOCK_ROWS);
+    MQ_TRY(k->dev_open(&dev, mq_calibration_ordinal(job, 0), 1, NULL, err));
+    int64_t worker = k->calibration_bytes(dev, rows, rows, job->opt.group, MQ_CALIB_BLOCK_ROWS) +
+                     mq_calib_worker_bytes(m->hidden, m->moe_intermediate, job->opt.group, MQ_CALIB_BLOCK_ROWS);
     k->dev_close(dev);
+    bool on_host = mq_kernels_on_host(k);
+    *host = mq_expert_bench_bytes(job) + mq_stage_bytes(k, MQ_CALIB_BLOCK_ROWS, m->hidden) + (on_host ? worker : 0);
+    *device = on_host ? 0 : worker + mq_expert_bench_bytes(job) + 4 * (int64_t)m->hidden * (m->hidden + 1);
     return MQ_OK;
 }
 
@@ -76,6 +79,8 @@ static int64_t common_bytes(const mq_convert_job *job, int64_t n_rows, int64_t w
 /* Sizes that a plan is made of. */
 typedef struct sizes {
     int64_t fixed, stream, bench, budget;
+    int64_t least_benches; /* 1, or as many as there are GPUs: then no more */
+    bool on_host;
     const mq_convert_job *job;
     int64_t n_rows, window, thread_bytes;
 } sizes;
@@ -85,10 +90,11 @@ static int64_t fit(mq_calibration_plan *out, const sizes *s, int n)
 {
     int64_t common = s->fixed + n * s->thread_bytes + common_bytes(s->job, s->n_rows, s->window, n);
     out->n_threads = n;
-    out->in_memory = 2 * s->stream <= s->budget / 2 && common + 2 * s->stream + s->bench <= s->budget;
+    out->in_memory = 2 * s->stream <= s->budget / 2 && common + 2 * s->stream + s->least_benches * s->bench <= s->budget;
     int64_t without = common + (out->in_memory ? 2 * s->stream : 0), fitting = (s->budget - without) / s->bench;
-    out->n_workers = (int)max2(0, min2(min2(n, s->job->source->model.n_experts), fitting));
-    out->peak_bytes = without + max2(out->n_workers, 1) * s->bench;
+    int64_t most = s->on_host ? min2(n, s->job->source->model.n_experts) : s->least_benches;
+    out->n_workers = (int)(fitting >= s->least_benches ? min2(most, fitting) : 0);
+    out->peak_bytes = without + max2(out->n_workers, s->least_benches) * s->bench;
     return out->n_workers;
 }
 
@@ -99,9 +105,14 @@ mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job
     int64_t resident, streaming, before = mq_cli_peak_host_bytes();
     MQ_TRY(mq_store_plan_bytes(&resident, &streaming, job->opt.checkpoint, err));
     int64_t headers = mq_cli_peak_host_bytes() - before; /* the store reads the checkpoint's headers for itself */
-    sizes s = {.fixed = fixed_bytes + headers + streaming, .stream = 4 * n_rows * m->hidden, .job = job, .n_rows = n_rows,
-               .budget = budget > 0 ? budget : mq_machine_bytes() / 2, .window = window, .thread_bytes = thread_bytes};
-    MQ_TRY(bench_bytes(&s.bench, job, err));
+    const mq_kernels *k = mq_calibration_kernels(job);
+    sizes s = {.fixed = fixed_bytes + headers + streaming + mq_stage_bytes(k, MQ_CALIB_BLOCK_ROWS, m->hidden),
+               .stream = 4 * n_rows * m->hidden, .job = job, .n_rows = n_rows,
+               .budget = budget > 0 ? budget : mq_machine_bytes() / 2, .window = window, .thread_bytes = thread_bytes,
+               .on_host = mq_kernels_on_host(k)};
+    int64_t device_bench;
+    s.least_benches = s.on_host ? 1 : min2(mq_calibration_n_devices(job), m->n_experts);
+    MQ_TRY(bench_bytes(&s.bench, &device_bench, job, err));
     mq_codes_shape shape = codes_shape(m);
 
     mq_calibration_plan best = {.n_workers = -1}, p = {.n_rows = n_rows};
@@ -116,6 +127,9 @@ mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job
         return mq_fail(err, MQ_E_NOMEM, "a memory budget of %s: calibrating this model needs %s", asked, needed);
     }
     *out = best;
+    /* On the host common_bytes counts more than there is, as what lies on the first device is among it. */
+    if (!s.on_host)
+        out->device_bytes = streaming + common_bytes(job, n_rows, window, 0) + device_bench;
     out->scratch_bytes = 2 * s.stream + max2(mq_codes_bytes(&shape, job->opt.group),
                                              job->n_mxfp4_layers ? mq_codes_bytes(&shape, MQ_GROUP_MXFP4) : 0);
     return MQ_OK;

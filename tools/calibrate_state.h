@@ -5,6 +5,7 @@
 #include "calib/hidden.h"
 #include "runtime/forward.h"
 #include "tools/calibrate.h"
+#include "tools/calibrate_device.h"
 
 enum { MQ_HIDDEN_NAME_BYTES = 32 };
 
@@ -18,9 +19,14 @@ typedef struct mq_routes {
 /* One expert at a time on one thread. */
 typedef struct mq_expert_bench {
     mq_dev *dev;
+    mq_stage stage;
     mq_calib_worker *worker;
-    uint8_t *data, *scale;   /* stored bytes of gate, up and down */
+    uint8_t *data, *scale;   /* stored bytes of gate, up and down ... */
+    int64_t data_bytes, scale_bytes; /* ... and how many */
     uint8_t *gate_up, *down; /* its units */
+    /* In the device's memory where it is not the host's, otherwise NULL. */
+    uint8_t *device_data, *device_scale; /* copies of data and scale */
+    float *post_norm, *layer_gram;       /* copies of the calibration's */
 } mq_expert_bench;
 
 struct mq_calibration {
@@ -38,18 +44,20 @@ struct mq_calibration {
     const mq_calibration_plan *plan;
     const mq_convert_means *means;
     const mq_kernels *k;
-    mq_dev *dev;
+    mq_dev *dev; /* the first */
+    mq_stage stage;
     mq_store *store;
     mq_forward *forward;
     mq_cache *cache;
-    float *x; /* [span rows, hidden]; dev's memory, which is the host's here */
+    float *x; /* [span rows, hidden], dev's memory */
     mq_hidden *before; /* residual stream in front of the layer; NULL: the embedding */
     mq_hidden *mid;    /* between its halves, and then behind it */
     int32_t *route_ids; /* [n_rows, topk] */
     float *route_coef;
     mq_routes routes;
     mq_codes *codes;
-    float *layer_gram; /* [hidden, hidden] lower triangle */
+    uint8_t *device_codes; /* of the expert lent last, dev's memory; NULL on the host */
+    float *layer_gram; /* [hidden, hidden] lower triangle, dev's memory */
     int32_t *sample;   /* [n_sample] rows for cold experts, ascending */
     int64_t n_sample;
     mq_expert_bench *benches; /* [plan->n_workers] */
@@ -65,7 +73,12 @@ static inline int64_t mq_span_rows(const mq_calibration *c, int64_t window0)
     return (left < c->span_windows ? left : c->span_windows) * c->corpus.window;
 }
 
-/* Complete the job's recipe from options, text and machine. */
+/* The table of operations, and the ordinal of its i-th device. */
+const mq_kernels *mq_calibration_kernels(const mq_convert_job *job);
+int mq_calibration_n_devices(const mq_convert_job *job);
+int mq_calibration_ordinal(const mq_convert_job *job, int i);
+
+/* Complete the job's recipe from options, text, devices and machine. */
 mq_status mq_calibration_fill_recipe(mq_calibration *c, mq_err *err);
 
 void mq_hidden_name(char name[MQ_HIDDEN_NAME_BYTES], int layer);
@@ -74,8 +87,10 @@ int64_t mq_span_windows(int64_t window, int64_t n_windows);
 /* Has a signal come, or the hashing of the checkpoint failed? */
 mq_status mq_calibration_check_stop(const mq_calibration *c, mq_err *err);
 
-/* Memory of one bench, beyond its device's own. */
+/* Host memory of one bench, beyond what its device and worker take. */
 int64_t mq_expert_bench_bytes(const mq_convert_job *job);
+/* Bytes of an expert's units, in the larger of the two groups that the job has. */
+int64_t mq_expert_units_bytes(const mq_convert_job *job);
 mq_status mq_expert_benches_open(mq_calibration *c, mq_err *err);
 void mq_expert_benches_close(mq_calibration *c);
 

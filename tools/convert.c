@@ -96,6 +96,7 @@ static mq_status choose_threads(conversion *c, mq_err *err)
     c->result->peak_bytes = c->calib_plan.peak_bytes;
     c->result->scratch_bytes = c->calib_plan.scratch_bytes;
     c->result->hidden_in_memory = c->calib_plan.in_memory;
+    c->result->device_bytes = c->calib_plan.device_bytes;
     c->result->calib_tokens = n_rows;
     c->result->calib_window = window;
     return MQ_OK;

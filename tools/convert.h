@@ -11,6 +11,7 @@
 
 #include "calib/corpus.h"
 #include "calib/expert.h"
+#include "kernels/kernels.h"
 #include "kernels/round.h"
 #include "src/sha256.h"
 #include "tools/calibrate_time.h"
@@ -31,6 +32,9 @@ typedef struct mq_convert_options {
     const char *checkpoint, *out_dir;
     mq_round_method method; /* of a run that is not calibrated */
     mq_convert_calib calib;
+    const mq_kernels *kernels; /* what calibrates; NULL: the CPU's.  Everything else is the CPU's work anyway */
+    const int *devices;        /* [n_devices] ordinals, of one kind, each once; an expert at a time on each; borrowed for the call */
+    int n_devices;             /* 0: device 0; the CPU has no other */
     const char *report_path; /* HTML page, written last, outside of OUT; NULL: none */
     int group;            /* 32, 64, 128 */
     bool force_int4;      /* --experts int4: MXFP4 layers are quantized again */
@@ -59,6 +63,7 @@ typedef struct mq_convert_result {
     /* calibrated runs */
     int64_t calib_tokens, calib_window;
     int64_t scratch_bytes;   /* in OUT while the run lasts, at most; part of need_bytes */
+    int64_t device_bytes;    /* memory of the fullest device, at most; 0 on the CPU */
     bool hidden_in_memory;   /* the residual stream is on the heap; otherwise in scratch files */
     mq_calib_rates rates;    /* dry run: measured ... */
     mq_calib_seconds expect; /* ... and what follows from it */
@@ -69,7 +74,7 @@ typedef struct mq_convert_result {
  * MQ_E_UNSUPPORTED, MQ_E_NUMERIC: the checkpoint.  MQ_E_EXISTS: OUT is not ours, is unfinished or finished and neither
  * resume nor overwrite was asked for, belongs to another recipe or source, or is being written by another run.
  * MQ_E_IO: no space, read or write error; MQ_E_STOPPED: a signal; after both --resume goes on.
- * MQ_E_NOMEM: memory_bytes is too little. */
+ * MQ_E_NOMEM: memory_bytes is too little, or a device's memory.  MQ_E_DEVICE: a device is not there or of another kind. */
 mq_status mq_convert(mq_convert_result *out, const mq_convert_options *opt, const mq_cli *cli, mq_err *err);
 
 #endif

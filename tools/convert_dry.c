@@ -112,6 +112,8 @@ static const mq_input *largest_input(const mq_inputs *in)
 mq_status mq_convert_expect(mq_convert_result *r, const mq_convert_job *job, const mq_calibration_plan *plan,
                             const mq_inputs *in, int n_threads, const char *dir, mq_err *err)
 {
+    if (plan->device_bytes)
+        return MQ_OK; /* what is measured is the CPU */
     const mq_model *m = &job->source->model;
     int64_t stream = 4 * plan->n_rows * m->hidden;
     mq_codes_shape shape = {.n_experts = m->n_experts, .hidden = m->hidden, .width = m->moe_intermediate};
