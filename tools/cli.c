@@ -173,38 +173,51 @@ void mq_cli_note(const mq_cli *c, const char *fmt, ...)
     va_end(args);
 }
 
-/* Largest number of "0,1,2", or -1 when the list is of another form. */
-static long largest_ordinal(const char *list)
+/* The numbers of "0,1,2"; false: the list is of another form, too long, or names one twice. */
+static bool read_ordinals(mq_cli_devices *out, const char *list)
 {
-    long largest = -1;
     for (const char *p = list;; p++) {
         char *end;
         long ordinal = strtol(p, &end, 10);
-        if (*p < '0' || *p > '9' || (*end && *end != ',') || ordinal > INT_MAX)
-            return -1;
-        largest = ordinal > largest ? ordinal : largest;
+        if (*p < '0' || *p > '9' || (*end && *end != ',') || ordinal > INT_MAX || out->n == MQ_CLI_MAX_DEVICES)
+            return false;
+        for (int i = 0; i < out->n; i++)
+            if (out->ordinals[i] == ordinal)
+                return false;
+        out->ordinals[out->n++] = (int)ordinal;
         p = end;
         if (!*p)
-            return largest;
+            return true;
     }
+}
+
+mq_status mq_cli_devices_read(mq_cli_devices *out, const char *device, mq_err *err)
+{
+    *out = (mq_cli_devices){.cuda = false};
+    if (!device || strcmp(device, "cpu") == 0)
+        return MQ_OK;
+    out->cuda = true;
+    bool all = strcmp(device, "cuda") == 0;
+    if (!all && (strncmp(device, "cuda:", 5) != 0 || !read_ordinals(out, device + 5)))
+        return mq_fail(err, MQ_E_ARG, "--device %s: expected cpu, cuda or cuda:0,1,..., each once", device);
+    int count = mq_cuda_count();
+    if (count == 0)
+        return mq_fail(err, MQ_E_DEVICE, "--device %s: no CUDA device is visible", device);
+    for (int i = 0; all && i < count && i < MQ_CLI_MAX_DEVICES; i++)
+        out->ordinals[out->n++] = i;
+    for (int i = 0; i < out->n; i++)
+        if (out->ordinals[i] >= count)
+            return mq_fail(err, MQ_E_DEVICE, "--device %s: device %d, but there are %d", device, out->ordinals[i], count);
+    return MQ_OK;
 }
 
 mq_status mq_cli_device(const char **kernels_name, const char *device, mq_err *err)
 {
+    mq_cli_devices devices;
     *kernels_name = "cpu";
-    if (!device || strcmp(device, "cpu") == 0)
+    MQ_TRY(mq_cli_devices_read(&devices, device, err));
+    if (!devices.cuda)
         return MQ_OK;
-    long ordinal = strncmp(device, "cuda:", 5) == 0 ? largest_ordinal(device + 5)
-                   : strcmp(device, "cuda") == 0    ? 0
-                                                    : -1;
-    if (ordinal < 0)
-        return mq_fail(err, MQ_E_ARG, "--device %s: expected cpu, cuda or cuda:0,1,...", device);
-    int count = mq_cuda_count();
-    if (count == 0)
-        return mq_fail(err, MQ_E_DEVICE, "--device %s: no CUDA device is visible", device);
-    if (ordinal >= count)
-        return mq_fail(err, MQ_E_DEVICE, "--device %s: device %ld, but there are %d", device,
-                       ordinal, count);
     return mq_fail(err, MQ_E_ARG, "--device %s: not built yet; use --device cpu", device);
 }
 

@@ -109,6 +109,18 @@ void mq_cli_seconds_text(char out[32], double seconds);
 double mq_cli_now(void);              /* monotonic seconds */
 int64_t mq_cli_peak_host_bytes(void); /* maximum resident set of this process */
 
+/* The devices of --device cuda:0,1,... */
+enum { MQ_CLI_MAX_DEVICES = 64 };
+typedef struct mq_cli_devices {
+    bool cuda; /* otherwise the CPU, and n is 0 */
+    int ordinals[MQ_CLI_MAX_DEVICES];
+    int n;
+} mq_cli_devices;
+
+/* cpu|cuda[:0,1,...], NULL: cpu; "cuda" is every GPU there is.  MQ_E_ARG: another form, one GPU twice.  MQ_E_DEVICE: a GPU
+ * that is not there. */
+mq_status mq_cli_devices_read(mq_cli_devices *out, const char *device, mq_err *err);
+
 /* --device cpu|cuda[:0,1,...] to the name of a kernel table.  NULL: cpu.  MQ_E_ARG: another form;
  * cuda is MQ_E_DEVICE without that GPU (exit 5) and MQ_E_ARG "not built yet" with it. */
 mq_status mq_cli_device(const char **kernels_name, const char *device, mq_err *err);

@@ -16,6 +16,7 @@ typedef struct quantize_args {
     int64_t group, ranks, threads, memory, seed, calib_tokens, calib_window;
     mq_opt_list calib;
     mq_corpus_file *calib_files; /* [calib.n] */
+    mq_cli_devices devices;
     bool has_calib_tokens;
     bool resume, overwrite, rehash, dry_run;
 } quantize_args;
@@ -136,8 +137,9 @@ static mq_status fill_options(mq_convert_options *opt, const mq_cli *cli, quanti
         return mq_fail(err, MQ_E_ARG, "--format %s: not built yet; use packed", a->format);
     if (a->group != 32 && a->group != 64 && a->group != 128)
         return mq_fail(err, MQ_E_ARG, "--group %lld: expected 32, 64 or 128", (long long)a->group);
-    const char *kernels;
-    MQ_TRY(mq_cli_device(&kernels, a->device, err));
+    MQ_TRY(mq_cli_devices_read(&a->devices, a->device, err));
+    if (a->devices.cuda) /* in the way of what is built below, because none of it has run on a GPU yet */
+        return mq_fail(err, MQ_E_ARG, "--device %s: not built yet; use --device cpu", a->device);
     *opt = (mq_convert_options){
         .checkpoint = cli->args[0],
         .out_dir = cli->args[1],
@@ -153,6 +155,9 @@ static mq_status fill_options(mq_convert_options *opt, const mq_cli *cli, quanti
         .rehash = a->rehash,
         .dry_run = a->dry_run,
         .report_path = a->report,
+        .kernels = mq_kernels_find(a->devices.cuda ? "cuda" : "cpu"),
+        .devices = a->devices.ordinals,
+        .n_devices = a->devices.n,
     };
     if (a->report && strcmp(a->report, "-") == 0)
         return mq_fail(err, MQ_E_ARG, "--report -: expected the name of a file");
@@ -177,9 +182,11 @@ static void print_calib_plan(const mq_convert_result *r)
     const mq_calib_rates *q = &r->rates;
     char total[32], attention[32], experts[32], forward[32], disk[32];
     print_size_line("scratch", r->scratch_bytes);
-    printf("%-12s 0 B (cpu)\n", "device");
+    print_size_line("device", r->device_bytes);
     printf("%-12s %lld tokens in windows of %lld; the residual stream in %s\n", "calibration",
            (long long)r->calib_tokens, (long long)r->calib_window, r->hidden_in_memory ? "memory" : "scratch files");
+    if (s->total <= 0)
+        return;
     mq_cli_seconds_text(total, s->total);
     mq_cli_seconds_text(attention, s->attention);
     mq_cli_seconds_text(experts, s->experts);
@@ -204,7 +211,7 @@ static void print_dry(const mq_convert_result *r, const mq_convert_options *opt)
     printf("%-12s %d\n", "ranks", r->n_ranks);
     print_size_line("free space", r->free_bytes);
     print_size_line("peak memory", r->peak_bytes);
-    if (r->expect.total > 0)
+    if (r->calib_tokens)
         print_calib_plan(r);
     printf("nothing was written\n");
 }
@@ -243,9 +250,11 @@ static void write_calib_json(mq_json_writer *w, const mq_convert_result *r, bool
     mq_json_write_int(w, "calib_tokens", r->calib_tokens);
     mq_json_write_int(w, "calib_window", r->calib_window);
     mq_json_write_int(w, "scratch_bytes", r->scratch_bytes);
-    if (!dry_run || s->total <= 0)
+    if (!dry_run)
         return;
-    mq_json_write_int(w, "estimated_peak_device_bytes", 0);
+    mq_json_write_int(w, "estimated_peak_device_bytes", r->device_bytes);
+    if (s->total <= 0)
+        return;
     mq_json_write_double(w, "estimated_seconds", s->total);
     mq_json_write_object(w, "estimated_parts");
     mq_json_write_double(w, "attention", s->attention);

@@ -256,7 +256,7 @@ END_TEST
 START_TEST(devices_are_read_strictly)
 {
     static const char *const wrong[] = {"gpu",     "",        "cuda:",   "cuda:a", "cuda:0,",
-                                        "cuda:,0", "cuda:-1", "cuda: 0", "cuda0"};
+                                        "cuda:,0", "cuda:-1", "cuda: 0", "cuda0", "cuda:0,0"};
     const char *name;
     mq_err err;
     mq_assert_ok(mq_cli_device(&name, NULL, &err), &err);
