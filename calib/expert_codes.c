@@ -116,7 +116,7 @@ static mq_status set_ridge(choice *c, bool on, mq_err *err)
     for (int64_t i = 0; i < c->cols; i++) {
         double own = (double)w->diag[i], ridge = c->damp * c->mean;
         if (c->r->damp_columns)
-            ridge = c->damp * own + (double)c->r->damp * c->mean;
+            ridge = c->damp * own + ldexp((double)c->r->damp, c->n_retries) * c->mean;
         w->omega[i] = (float)(!on ? own : own > 0.0 ? own + ridge : c->mean);
     }
     MQ_TRY(w->k->upload(w->dev, w->vec, w->omega, c->cols * F, err));
