@@ -120,7 +120,7 @@ static void check_merge(const mq_matrix *whole, int64_t row0, mq_part *parts, in
     mq_slot slot = {.measuring = true};
     mq_assert_ok(mq_merge_parts(&slot, &planned, parts, n, part_rows, &err), &err);
     uint8_t *mem = aligned_alloc(64, (size_t)mq_round_up(slot.used, 64));
-    slot = (mq_slot){mem, slot.used, 0, false};
+    slot = (mq_slot){.mem = mem, .cap = slot.used};
     mq_assert_ok(mq_merge_parts(&slot, &out, parts, n, part_rows, &err), &err);
     mq_assert_ok(mq_matrix_check(&out, &err), &err);
     ck_assert_int_eq(planned.rows, out.rows);
@@ -233,7 +233,7 @@ START_TEST(slices_that_disagree_are_refused)
     mq_matrix out, w = make(MQ_SCHEME_FP8_BLOCK, 0, 200, 200, 200, 0, 0);
     mq_part parts[2] = {cut_rows(&w, 0, 100), cut_rows(&w, 100, 100)};
     uint8_t *mem = malloc(1 << 20);
-    mq_slot slot = {mem, 1 << 20, 0, false};
+    mq_slot slot = {.mem = mem, .cap = 1 << 20};
     ((float *)(uintptr_t)parts[1].m.scale)[0] += 1.0f;
     mq_assert_fails(mq_merge_parts(&slot, &out, parts, 2, INT64_MAX, &err), MQ_E_FORMAT, &err,
                     "two ranks disagree on the scale of a block they share");
@@ -252,11 +252,11 @@ START_TEST(slices_that_disagree_are_refused)
     parts[0] = cut_cols(&w, 0, 100);
     parts[1] = cut_cols(&w, 100, 100);
     mem = malloc(1 << 20);
-    slot = (mq_slot){mem, 1 << 20, 0, false};
+    slot = (mq_slot){.mem = mem, .cap = 1 << 20};
     ((float *)(uintptr_t)parts[1].m.scale)[2] += 1.0f; /* second row, shared column */
     mq_assert_fails(mq_merge_parts(&slot, &out, parts, 2, INT64_MAX, &err), MQ_E_FORMAT, &err,
                     "two ranks disagree");
-    slot = (mq_slot){mem, 1000, 0, false};
+    slot = (mq_slot){.mem = mem, .cap = 1000};
     mq_assert_fails(mq_merge_parts(&slot, &out, parts, 2, INT64_MAX, &err), MQ_E_BUG, &err,
                     "measured 1000");
     drop(&parts[0].m);
