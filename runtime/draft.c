@@ -7,11 +7,10 @@
 #include <assert.h>
 #include <stdlib.h>
 
+#include "runtime/carve.h"
 #include "runtime/draft_state.h"
 #include "runtime/slices.h"
 #include "src/dtype.h"
-
-enum { ALIGN = 64 };
 
 bool mq_draft_available(const mq_store *store, mq_draft_kind kind)
 {
@@ -22,20 +21,7 @@ bool mq_draft_available(const mq_store *store, mq_draft_kind kind)
 
 /* ---- Memory ---- */
 
-/* Hands out aligned pieces of base; with base NULL it only counts. */
-typedef struct carver {
-    char *base;
-    int64_t used;
-} carver;
-
-static void *carve(carver *c, int64_t n, int64_t element_bytes)
-{
-    void *p = c->base ? c->base + c->used : NULL;
-    c->used += mq_round_up(n * element_bytes, ALIGN);
-    return p;
-}
-
-static void carve_rings(mq_draft *d, carver *c)
+static void carve_rings(mq_draft *d, mq_carver *c)
 {
     const mq_draft_shape *s = &d->s;
     const mq_attn_geometry *g = &s->attn;
@@ -45,38 +31,38 @@ static void carve_rings(mq_draft *d, carver *c)
                     .n_kv_heads = (int)heads,
                     .head_dim = g->head_dim,
                     .v_head_dim = g->v_head_dim};
-        kv.k = carve(c, s->n_slots * heads * g->head_dim, 4);
-        kv.v = carve(c, s->n_slots * heads * g->v_head_dim, 4);
+        kv.k = mq_carve(c, s->n_slots * heads * g->head_dim, 4);
+        kv.v = mq_carve(c, s->n_slots * heads * g->v_head_dim, 4);
         if (d->kv)
             d->kv[i] = kv;
     }
 }
 
-static void carve_device(mq_draft *d, carver *c)
+static void carve_device(mq_draft *d, mq_carver *c)
 {
     const mq_draft_shape *s = &d->s;
     mq_head_slice own = mq_slice_heads(&s->attn, s->n_ranks, 0);
     int64_t hidden = s->hidden, width = s->intermediate / s->n_ranks;
     carve_rings(d, c);
-    d->wide = carve(c, s->rows * s->wide, 4);
-    d->x = carve(c, s->rows * hidden, 4);
-    d->h = carve(c, s->rows * hidden, 4);
-    d->part = carve(c, s->rows * hidden, 4);
-    d->sum = carve(c, s->decode_rows * hidden, 4);
-    d->q = carve(c, s->decode_rows * own.n_heads * s->attn.head_dim, 4);
-    d->key = carve(c, s->rows * own.n_kv_heads * s->attn.head_dim, 4);
-    d->value = carve(c, s->rows * own.n_kv_heads * s->attn.v_head_dim, 4);
-    d->heads = carve(c, s->decode_rows * own.n_heads * s->attn.v_head_dim, 4);
-    d->gate = carve(c, s->decode_rows * width, 4);
-    d->up = carve(c, s->decode_rows * width, 4);
-    d->mid = carve(c, s->decode_rows * width, 4);
-    d->logits = carve(c, s->head_rows * s->vocab, 4);
-    d->logits_part = s->n_ranks > 1 ? carve(c, s->head_rows * s->vocab / s->n_ranks, 4) : NULL;
-    d->prob = carve(c, s->head_rows, 4);
-    d->top = carve(c, s->head_rows, 4);
-    d->ids = carve(c, s->rows, 4);
-    d->zeros = carve(c, s->decode_rows, 4);
-    d->pending = d->kind == MQ_DRAFT_MTP ? carve(c, s->rows * hidden, 4) : NULL;
+    d->wide = mq_carve(c, s->rows * s->wide, 4);
+    d->x = mq_carve(c, s->rows * hidden, 4);
+    d->h = mq_carve(c, s->rows * hidden, 4);
+    d->part = mq_carve(c, s->rows * hidden, 4);
+    d->sum = mq_carve(c, s->decode_rows * hidden, 4);
+    d->q = mq_carve(c, s->decode_rows * own.n_heads * s->attn.head_dim, 4);
+    d->key = mq_carve(c, s->rows * own.n_kv_heads * s->attn.head_dim, 4);
+    d->value = mq_carve(c, s->rows * own.n_kv_heads * s->attn.v_head_dim, 4);
+    d->heads = mq_carve(c, s->decode_rows * own.n_heads * s->attn.v_head_dim, 4);
+    d->gate = mq_carve(c, s->decode_rows * width, 4);
+    d->up = mq_carve(c, s->decode_rows * width, 4);
+    d->mid = mq_carve(c, s->decode_rows * width, 4);
+    d->logits = mq_carve(c, s->head_rows * s->vocab, 4);
+    d->logits_part = s->n_ranks > 1 ? mq_carve(c, s->head_rows * s->vocab / s->n_ranks, 4) : NULL;
+    d->prob = mq_carve(c, s->head_rows, 4);
+    d->top = mq_carve(c, s->head_rows, 4);
+    d->ids = mq_carve(c, s->rows, 4);
+    d->zeros = mq_carve(c, s->decode_rows, 4);
+    d->pending = d->kind == MQ_DRAFT_MTP ? mq_carve(c, s->rows * hidden, 4) : NULL;
 }
 
 static mq_status shape_of(mq_draft_shape *s, mq_draft_kind kind, const mq_store *store,
@@ -109,7 +95,7 @@ int64_t mq_draft_bytes(const mq_store *store, mq_draft_kind kind, int64_t max_ro
 {
     mq_draft d = {.kind = kind};
     mq_err err;
-    carver c = {NULL, 0};
+    mq_carver c = {NULL, 0};
     if (shape_of(&d.s, kind, store, max_rows, &err) != MQ_OK)
         return 0;
     carve_device(&d, &c);
@@ -130,11 +116,11 @@ static mq_status alloc_all(mq_draft *d, mq_err *err)
         if (!d->tokens || !d->fed || !d->done)
             return mq_fail(err, MQ_E_NOMEM, "drafter: out of memory");
     }
-    carver c = {NULL, 0};
+    mq_carver c = {NULL, 0};
     carve_device(d, &c);
     MQ_TRY(mq_wrap(err, d->k->alloc(d->dev, &d->block, c.used, err), "drafter of %lld bytes",
                    (long long)c.used));
-    c = (carver){d->block, 0};
+    c = (mq_carver){d->block, 0};
     carve_device(d, &c);
     return MQ_OK;
 }

@@ -8,31 +8,17 @@
 #include <assert.h>
 #include <stdlib.h>
 
+#include "runtime/carve.h"
 #include "runtime/forward_state.h"
 #include "runtime/slices.h"
 #include "src/dtype.h"
-
-enum { ALIGN = 64 };
 
 static int64_t max2(int64_t a, int64_t b)
 {
     return a > b ? a : b;
 }
 
-/* Hands out aligned pieces of base; with base NULL it only counts. */
-typedef struct carver {
-    char *base;
-    int64_t used;
-} carver;
-
-static void *carve(carver *c, int64_t n, int64_t element_bytes)
-{
-    void *p = c->base ? c->base + c->used : NULL;
-    c->used += mq_round_up(n * element_bytes, ALIGN);
-    return p;
-}
-
-static void carve_device(mq_forward *f, carver *c)
+static void carve_device(mq_forward *f, mq_carver *c)
 {
     const mq_model *m = f->m;
     int64_t b = f->max_rows, t = f->mlp_rows, r = f->n_ranks;
@@ -44,43 +30,43 @@ static void carve_device(mq_forward *f, carver *c)
     int64_t o = max2(full.n_heads * m->full.v_head_dim, swa.n_heads * m->swa.v_head_dim);
     int64_t w = max2(m->intermediate, m->moe_intermediate) / r;
 
-    f->h = carve(c, b * m->hidden, 4);
-    f->q = carve(c, b * q, 4);
-    f->key = carve(c, b * k, 4);
-    f->value = carve(c, b * v, 4);
-    f->heads = carve(c, b * o, 4);
-    f->part = carve(c, b * m->hidden, 4);
-    f->gate_up = carve(c, b * 2 * w, 4);
-    f->mid = carve(c, b * w, 4);
-    f->scores = carve(c, b * m->n_experts, 4);
-    f->margin = carve(c, b, 4);
-    f->y = carve(c, t * m->hidden, 4);
-    f->y_rank = r > 1 ? carve(c, t * m->hidden, 4) : NULL;
-    f->zero_row = carve(c, m->hidden, 4);
-    f->zero_index = carve(c, t, 4);
-    f->ids = carve(c, b, 4);
-    f->rows = carve(c, b, 4);
-    f->route_ids = carve(c, t * m->n_experts_per_tok, 4);
-    f->route_coef = carve(c, t * m->n_experts_per_tok, 4);
-    f->sorted = carve(c, t * m->n_experts_per_tok, 4);
-    f->sorted_coef = carve(c, t * m->n_experts_per_tok, 4);
-    f->head_parts = r > 1 ? carve(c, f->head_rows * m->vocab, 4) : NULL;
-    f->head_perm = r > 1 ? carve(c, f->head_rows * r, 4) : NULL;
+    f->h = mq_carve(c, b * m->hidden, 4);
+    f->q = mq_carve(c, b * q, 4);
+    f->key = mq_carve(c, b * k, 4);
+    f->value = mq_carve(c, b * v, 4);
+    f->heads = mq_carve(c, b * o, 4);
+    f->part = mq_carve(c, b * m->hidden, 4);
+    f->gate_up = mq_carve(c, b * 2 * w, 4);
+    f->mid = mq_carve(c, b * w, 4);
+    f->scores = mq_carve(c, b * m->n_experts, 4);
+    f->margin = mq_carve(c, b, 4);
+    f->y = mq_carve(c, t * m->hidden, 4);
+    f->y_rank = r > 1 ? mq_carve(c, t * m->hidden, 4) : NULL;
+    f->zero_row = mq_carve(c, m->hidden, 4);
+    f->zero_index = mq_carve(c, t, 4);
+    f->ids = mq_carve(c, b, 4);
+    f->rows = mq_carve(c, b, 4);
+    f->route_ids = mq_carve(c, t * m->n_experts_per_tok, 4);
+    f->route_coef = mq_carve(c, t * m->n_experts_per_tok, 4);
+    f->sorted = mq_carve(c, t * m->n_experts_per_tok, 4);
+    f->sorted_coef = mq_carve(c, t * m->n_experts_per_tok, 4);
+    f->head_parts = r > 1 ? mq_carve(c, f->head_rows * m->vocab, 4) : NULL;
+    f->head_perm = r > 1 ? mq_carve(c, f->head_rows * r, 4) : NULL;
 }
 
-static void carve_host(mq_forward *f, carver *c)
+static void carve_host(mq_forward *f, mq_carver *c)
 {
     const mq_model *m = f->m;
     int64_t picks = f->mlp_rows * m->n_experts_per_tok;
-    f->host_ids = carve(c, picks, 4);
-    f->host_coef = carve(c, picks, 4);
-    f->host_sorted = carve(c, picks, 4);
-    f->host_sorted_coef = carve(c, picks, 4);
-    f->first = carve(c, m->n_experts + 1, 8);
-    f->iota = carve(c, f->mlp_rows, 4);
-    f->host_margin = carve(c, f->max_rows, 4);
-    f->n_distinct = carve(c, m->n_layers, 4);
-    f->host_perm = f->n_ranks > 1 ? carve(c, f->head_rows * f->n_ranks, 4) : NULL;
+    f->host_ids = mq_carve(c, picks, 4);
+    f->host_coef = mq_carve(c, picks, 4);
+    f->host_sorted = mq_carve(c, picks, 4);
+    f->host_sorted_coef = mq_carve(c, picks, 4);
+    f->first = mq_carve(c, m->n_experts + 1, 8);
+    f->iota = mq_carve(c, f->mlp_rows, 4);
+    f->host_margin = mq_carve(c, f->max_rows, 4);
+    f->n_distinct = mq_carve(c, m->n_layers, 4);
+    f->host_perm = f->n_ranks > 1 ? mq_carve(c, f->head_rows * f->n_ranks, 4) : NULL;
 }
 
 /* A head block of several ranks holds its logits twice: keep it near 64 MiB. */
@@ -103,7 +89,7 @@ int64_t mq_forward_workspace_bytes(const mq_model *m, int n_ranks, int64_t max_r
                                    int64_t mlp_rows)
 {
     mq_forward f = sizes_of(m, n_ranks, max_rows, mlp_rows);
-    carver device = {NULL, 0}, host = {NULL, 0};
+    mq_carver device = {NULL, 0}, host = {NULL, 0};
     carve_device(&f, &device);
     carve_host(&f, &host);
     return device.used + host.used;
@@ -122,7 +108,7 @@ mq_status mq_forward_create(mq_forward **out, const mq_kernels *kernels, mq_dev 
     f->dev = dev;
     f->store = store;
 
-    carver device = {NULL, 0}, host = {NULL, 0};
+    mq_carver device = {NULL, 0}, host = {NULL, 0};
     carve_device(f, &device);
     carve_host(f, &host);
     mq_status st = kernels->alloc(dev, &f->block, device.used, err);
@@ -134,8 +120,8 @@ mq_status mq_forward_create(mq_forward **out, const mq_kernels *kernels, mq_dev 
         return mq_wrap(err, st, "forward workspace of %lld bytes",
                        (long long)(device.used + host.used));
     }
-    device = (carver){f->block, 0};
-    host = (carver){f->host_block, 0};
+    device = (mq_carver){f->block, 0};
+    host = (mq_carver){f->host_block, 0};
     carve_device(f, &device);
     carve_host(f, &host);
     for (int64_t i = 0; i < mlp_rows; i++)
