@@ -381,7 +381,7 @@ START_TEST(drawn_tokens_are_distributed_as_the_target_says)
     const int32_t *ids = text.ids + 5000;
     mq_engine *e = open_engine(dir, 1, MQ_DRAFT_DFLASH);
     grow_tree(&t, e, ids, 1.0);
-    int n = small_or(300, 2500, 100000), n_long = 0;
+    int n = small_or(600, 2500, 100000), n_long = 0;
     mq_guesser g = {guess, &t, 3};
     for (int kind = 0; kind < 2; kind++) {
         mq_speculate *s;
