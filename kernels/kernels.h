@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kernels/decode.h"
 #include "src/matrix.h"
 #include "src/status.h"
 #include "src/weights.h"
@@ -221,6 +222,8 @@ typedef struct mq_kernels {
     mq_status (*pack_units)(mq_dev *dev, uint8_t *units, const uint8_t *codes_a, const float *scale_a,
                             const uint8_t *codes_b, const float *scale_b, int64_t rows, int64_t cols, int group,
                             mq_err *err);
+
+    const mq_decode_ops *decode; /* NULL: runtime composes the step from the operations above */
 } mq_kernels;
 
 /* Table by name ("cpu", "cuda"), or NULL when it is not built in.  Static storage. */

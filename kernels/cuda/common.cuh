@@ -25,6 +25,8 @@ enum workspace_slot { WS_WEIGHTS, WS_STATS, WS_MOMENT, WS_ROWS, WS_SUMS, WS_SMAL
 struct mq_dev {
     int ordinal;
     char name[320], arch[32];
+    int n_processors;     /* multiprocessors */
+    bool can_start_early; /* programmatic dependent launch */
     cudaStream_t stream;
     mq_cuda::blas *blas; /* NULL until first used */
     void *ws[mq_cuda::WS_COUNT];
@@ -42,24 +44,45 @@ mq_status workspace(mq_dev *dev, workspace_slot slot, int64_t n_bytes, void **ou
 /* To host memory, there on return. */
 mq_status download(mq_dev *dev, void *dst_host, const void *src, int64_t n_bytes, mq_err *err);
 
-/* Launch on dev's stream; an empty grid is done at once. */
+/* Launch on dev's stream; an empty grid is done at once.  early: the kernel may start while the last one before it ends
+ * (programmatic dependent launch, compute capability 9.0; otherwise a plain launch). */
 template <class... P, class... A>
-mq_status launch(mq_dev *dev, mq_err *err, const char *what, void (*kernel)(P...), dim3 grid, unsigned threads,
-                 size_t shared_bytes, A &&...args)
+mq_status launch_when(mq_dev *dev, mq_err *err, const char *what, bool early, void (*kernel)(P...), dim3 grid,
+                      unsigned threads, size_t shared_bytes, A &&...args)
 {
     if (grid.x == 0 || grid.y == 0)
         return MQ_OK;
     cudaLaunchConfig_t c = {};
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
     c.gridDim = grid;
     c.blockDim = dim3(threads);
     c.dynamicSmemBytes = shared_bytes;
     c.stream = dev->stream;
+    c.attrs = &attribute;
+    c.numAttrs = early && dev->can_start_early ? 1 : 0;
     cudaError_t e = cudaSetDevice(dev->ordinal);
     if (e == cudaSuccess && shared_bytes > 48 << 10)
         e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
     if (e == cudaSuccess)
         e = cudaLaunchKernelEx(&c, kernel, std::forward<A>(args)...);
     return check(dev, e, what, err);
+}
+
+template <class... P, class... A>
+mq_status launch(mq_dev *dev, mq_err *err, const char *what, void (*kernel)(P...), dim3 grid, unsigned threads,
+                 size_t shared_bytes, A &&...args)
+{
+    return launch_when(dev, err, what, false, kernel, grid, threads, shared_bytes, std::forward<A>(args)...);
+}
+
+/* For kernels that call wait_for_previous() before they touch what work queued before them wrote or reads. */
+template <class... P, class... A>
+mq_status launch_dependent(mq_dev *dev, mq_err *err, const char *what, void (*kernel)(P...), dim3 grid, unsigned threads,
+                           size_t shared_bytes, A &&...args)
+{
+    return launch_when(dev, err, what, true, kernel, grid, threads, shared_bytes, std::forward<A>(args)...);
 }
 
 /* Blocks for count items, per of them a block; kernels stride over what is beyond the limit. */

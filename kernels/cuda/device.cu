@@ -42,6 +42,8 @@ static mq_status open_stream(mq_dev *dev, mq_err *err)
                        prop.name, prop.major, prop.minor);
     snprintf(dev->name, sizeof dev->name, "cuda %d, %s, %d multiprocessors", dev->ordinal, prop.name,
              prop.multiProcessorCount);
+    dev->n_processors = prop.multiProcessorCount;
+    dev->can_start_early = prop.major >= 9;
     snprintf(dev->arch, sizeof dev->arch, "sm_%d%d", prop.major, prop.minor);
     MQ_TRY(check(dev, cudaSetDevice(dev->ordinal), "open", err));
     return check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "stream", err);

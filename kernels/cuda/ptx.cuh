@@ -54,6 +54,38 @@ template <int LEFT> static __device__ __forceinline__ void copy_async_wait()
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
+/* Programmatic dependent launch (PTX manual, griddepcontrol).  wait_for_previous: until all work queued before this kernel has
+ * finished and can be seen.  let_next_start: the next kernel's blocks may be scheduled once every block of this one has said so
+ * or ended.  Both do nothing in a kernel launched plainly. */
+static __device__ __forceinline__ void wait_for_previous()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+static __device__ __forceinline__ void let_next_start()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* 16 and 4 bytes of weights: read once, so not kept in L1.  Addresses aligned to the size. */
+static __device__ __forceinline__ uint4 load_weights16(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return v;
+}
+static __device__ __forceinline__ uint32_t load_weights4(const void *p)
+{
+    uint32_t v;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+
 } // namespace mq_cuda
 #endif
 

@@ -85,6 +85,21 @@ inline void copy_async16(void *shared, const void *global)
 inline void copy_async_commit() {}
 template <int LEFT> inline void copy_async_wait() {}
 
+/* Kernels run one after the other: there is nothing to wait for. */
+inline void wait_for_previous() {}
+inline void let_next_start() {}
+
+template <class T> inline T emu_load(const void *p)
+{
+    if ((uintptr_t)p % sizeof(T)) {
+        fprintf(stderr, "emulator: a load of %zu bytes from an address that is no multiple of it\n", sizeof(T));
+        abort();
+    }
+    return *(const T *)p;
+}
+inline uint4 load_weights16(const void *p) { return emu_load<uint4>(p); }
+inline uint32_t load_weights4(const void *p) { return emu_load<uint32_t>(p); }
+
 } // namespace mq_cuda
 
 #endif
