@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kernels/decode_parts.h"
 #include "src/matrix.h"
 #include "src/model.h"
 #include "src/status.h"
@@ -19,9 +20,6 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-struct mq_dev;
-enum { MQ_DECODE_ROWS = 8 };
 
 /* One rank's weights of one layer and its cache.  Views point into the device's memory. */
 typedef struct mq_decode_layer {
@@ -67,6 +65,8 @@ typedef struct mq_decode_ops {
     const float *(*capture)(const mq_decode *d, int i);
     /* out [n_layers] (host): how many experts the last step's rows chose, each counted once; 0 for a dense layer.  Synchronous. */
     mq_status (*distinct_experts)(mq_decode *d, int32_t *out, mq_err *err);
+
+    const mq_decode_parts *parts; /* what the step is made of, for tests and benchmarks */
 } mq_decode_ops;
 
 #ifdef __cplusplus

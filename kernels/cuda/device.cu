@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/blas.cuh"
 #include "kernels/cuda/common.cuh"
+#include "kernels/cuda/decode/decode.cuh"
 
 namespace mq_cuda {
 
@@ -217,6 +218,7 @@ static constexpr mq_kernels table()
     t.keep_better = keep_better;
     t.calibration_bytes = calibration_bytes;
     t.pack_units = pack_units;
+    t.decode = &decode_ops;
     return t;
 }
 

@@ -1,0 +1,26 @@
+/* The decode step on a device: the table of its parts. */
+#include "kernels/cuda/decode/decode.cuh"
+
+namespace mq_cuda {
+namespace decode {
+
+/* Entries come with their files. */
+static constexpr mq_decode_parts parts_table()
+{
+    mq_decode_parts t = {};
+    return t;
+}
+static const mq_decode_parts parts = parts_table();
+
+static constexpr mq_decode_ops ops_table()
+{
+    mq_decode_ops t = {};
+    t.parts = &parts;
+    return t;
+}
+
+} // namespace decode
+
+const mq_decode_ops decode_ops = decode::ops_table();
+
+} // namespace mq_cuda
