@@ -70,7 +70,15 @@ static __device__ __forceinline__ void let_next_start()
 #endif
 }
 
-/* 16 and 4 bytes of weights: read once, so not kept in L1.  Addresses aligned to the size. */
+/* a * b + c of two BF16 values each, rounded once. */
+static __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+/* 16, 8 and 4 bytes of weights: read once, so not kept in L1.  Addresses aligned to the size. */
 static __device__ __forceinline__ uint4 load_weights16(const void *p)
 {
     uint4 v;
@@ -79,10 +87,33 @@ static __device__ __forceinline__ uint4 load_weights16(const void *p)
                  : "l"(p));
     return v;
 }
+static __device__ __forceinline__ uint2 load_weights8(const void *p)
+{
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
 static __device__ __forceinline__ uint32_t load_weights4(const void *p)
 {
     uint32_t v;
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+
+/* 16 and 4 bytes as they are in L2, whatever an L1 holds. */
+static __device__ __forceinline__ uint4 load_l2_16(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+static __device__ __forceinline__ uint32_t load_l2_4(const void *p)
+{
+    uint32_t v;
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
 }
 

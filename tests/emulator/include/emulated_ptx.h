@@ -16,6 +16,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "src/float.h"
+
 #define MQ_SHARED(name, ...)               \
     using name##_type = __VA_ARGS__;       \
     static const char name##_key = 0;      \
@@ -98,7 +100,21 @@ template <class T> inline T emu_load(const void *p)
     return *(const T *)p;
 }
 inline uint4 load_weights16(const void *p) { return emu_load<uint4>(p); }
+inline uint2 load_weights8(const void *p) { return emu_load<uint2>(p); }
 inline uint32_t load_weights4(const void *p) { return emu_load<uint32_t>(p); }
+inline uint4 load_l2_16(const void *p) { return emu_load<uint4>(p); }
+inline uint32_t load_l2_4(const void *p) { return emu_load<uint32_t>(p); }
+
+/* Rounded to F32 before BF16: where the result needs no more than BF16's 8 bits, as in all our uses, that is exact. */
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t d = 0;
+    for (int high = 0; high < 2; high++) {
+        double v = emu_bf16(a, high) * emu_bf16(b, high) + emu_bf16(c, high);
+        d |= (uint32_t)mq_f32_to_bf16((float)v) << 16 * high;
+    }
+    return d;
+}
 
 } // namespace mq_cuda
 
