@@ -41,6 +41,8 @@ typedef struct mq_decode_model {
     int n_ranks;                 /* logical ranks in all */
     int first_rank, n_local;     /* those on this device: first_rank .. first_rank + n_local - 1 */
     const mq_decode_rank *ranks; /* [n_local], host memory */
+    int64_t max_context;         /* positions there can ever be */
+    bool plain;                  /* queue every kernel by itself instead of one captured graph: same bits, slower */
     bool loop_back; /* other ranks' contributions are taken to equal those of first_rank: the step time of one device
                        of many, with wrong text */
     int n_captures; /* layers whose outgoing residual stream is kept */
@@ -50,6 +52,9 @@ typedef struct mq_decode_model {
 typedef struct mq_decode mq_decode;
 
 typedef struct mq_decode_ops {
+    /* Upper bound of the device memory of a step with these numbers; weights and caches not counted. */
+    int64_t (*bytes)(const mq_model *m, int n_ranks, int n_local, int n_captures, int64_t max_context);
+
     /* Prepare the step on dev.  model, what it points to, and dev are borrowed until free.
      * MQ_E_UNSUPPORTED: a scheme or geometry that only the table computes (the text says which); MQ_E_NOMEM; MQ_E_DEVICE. */
     mq_status (*create)(mq_decode **out, struct mq_dev *dev, const mq_decode_model *model, mq_err *err);

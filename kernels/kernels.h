@@ -105,6 +105,8 @@ typedef struct mq_kernels {
     /* out [n, cols] = src rows index[i]. */
     mq_status (*gather)(mq_dev *dev, float *out, const float *src, const int32_t *index, int64_t n, int64_t cols,
                         mq_err *err);
+    /* out [n] = element index[i] of row i of x [n, cols]. */
+    mq_status (*pick)(mq_dev *dev, float *out, const float *x, const int32_t *index, int64_t n, int64_t cols, mq_err *err);
     /* Columns col0 .. col0 + cols - 1 of y [n, y_cols] = x [n, cols]. */
     mq_status (*put_cols)(mq_dev *dev, float *y, int64_t y_cols, int64_t col0, const float *x, int64_t n, int64_t cols,
                           mq_err *err);

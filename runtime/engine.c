@@ -14,9 +14,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/device_step.h"
 #include "runtime/forward.h"
 
 enum { MAX_STEP = 8, DEFAULT_CONTEXT = 8192, DEFAULT_PREFILL = 256 };
+
+/* What sampling gave for the rows of a call. */
+typedef struct chosen {
+    int32_t token[MAX_STEP];
+    float logit[MAX_STEP];
+} chosen;
 
 struct mq_engine {
     const mq_kernels *kernels;
@@ -25,12 +32,18 @@ struct mq_engine {
     mq_forward *forward;
     mq_cache *cache;
     int64_t context, prefill_rows;
+    mq_device_step *step; /* the device's own step; NULL: composed by forward */
+    mq_err why_composed;
     float *x;           /* [prefill_rows, hidden], dev's memory */
     float *logits;      /* [MAX_STEP, vocab], dev's memory */
-    int32_t *token;     /* [1], dev's memory */
-    float *host_logits; /* [MAX_STEP, vocab] */
+    float *row_logits;  /* those of the last call, in either place */
+    chosen *sampled;    /* [1], dev's memory */
     int64_t n_logits;   /* rows of the last call */
     int64_t logits_pos; /* position of the first of them */
+    bool was_step;      /* the last call was a step of the device's own */
+    bool has_sampled;   /* host_sampled holds what sampling gives for the last call's rows */
+    mq_sampling sampling;
+    chosen host_sampled;
 
     mq_draft *draft;      /* NULL: none */
     int n_taps;           /* layers it looks at */
@@ -73,6 +86,14 @@ static mq_status choose_draft(mq_draft_kind *out, const char *dir, const mq_engi
     return MQ_OK;
 }
 
+/* How many layers a drafter looks at. */
+static int n_taps_of(const mq_store *s, mq_draft_kind kind)
+{
+    return kind == MQ_DRAFT_NONE     ? 0
+           : kind == MQ_DRAFT_DFLASH ? mq_store_draft_model(s)->n_taps
+                                     : 1;
+}
+
 /* Bytes of the drafter and of the features that wait for it. */
 static mq_status drafter_bytes(int64_t *out, const mq_store *s, mq_draft_kind kind, int64_t rows,
                                mq_err *err)
@@ -83,14 +104,13 @@ static mq_status drafter_bytes(int64_t *out, const mq_store *s, mq_draft_kind ki
     if (!mq_draft_available(s, kind))
         return mq_fail(err, MQ_E_UNSUPPORTED, "%s: the model has no %s", mq_store_dir(s),
                        draft_name(kind));
-    int n_taps = kind == MQ_DRAFT_DFLASH ? mq_store_draft_model(s)->n_taps : 1;
     *out = mq_draft_bytes(s, kind, rows) +
-           rows * (4 * (int64_t)n_taps * mq_store_model(s)->hidden + 4);
+           rows * (4 * (int64_t)n_taps_of(s, kind) * mq_store_model(s)->hidden + 4);
     return MQ_OK;
 }
 
-static mq_status plan_bytes(mq_engine_bytes *out, const mq_store *s, const mq_engine_options *o,
-                            mq_draft_kind draft, mq_err *err)
+static mq_status plan_bytes(mq_engine_bytes *out, const mq_kernels *kernels, const mq_store *s,
+                            const mq_engine_options *o, mq_draft_kind draft, mq_err *err)
 {
     const mq_model *m = mq_store_model(s);
     int n_ranks = mq_store_n_ranks(s);
@@ -103,13 +123,15 @@ static mq_status plan_bytes(mq_engine_bytes *out, const mq_store *s, const mq_en
     out->weights = mq_store_resident_bytes(s);
     out->cache = mq_cache_bytes(m, n_ranks, out->context, rows);
     out->workspace = mq_forward_workspace_bytes(m, n_ranks, rows, rows) + 4 * rows * m->hidden +
-                     2 * 4 * (int64_t)MAX_STEP * m->vocab;
+                     4 * (int64_t)MAX_STEP * m->vocab;
+    if (!o->composed_step)
+        out->workspace += mq_device_step_bytes(kernels, m, n_ranks, n_taps_of(s, draft), out->context);
     out->draft = draft;
     return drafter_bytes(&out->drafter, s, draft, rows, err);
 }
 
-mq_status mq_engine_plan(mq_engine_bytes *out, const char *dir, const mq_engine_options *options,
-                         mq_err *err)
+mq_status mq_engine_plan(mq_engine_bytes *out, const char *dir, const mq_kernels *kernels,
+                         const mq_engine_options *options, mq_err *err)
 {
     mq_draft_kind draft;
     MQ_TRY(choose_draft(&draft, dir, options, err));
@@ -119,7 +141,7 @@ mq_status mq_engine_plan(mq_engine_bytes *out, const char *dir, const mq_engine_
                                  .mtp = draft == MQ_DRAFT_MTP};
     mq_store *s;
     MQ_TRY(mq_store_open(&s, dir, &so, err));
-    mq_status st = plan_bytes(out, s, options, draft, err);
+    mq_status st = plan_bytes(out, kernels, s, options, draft, err);
     mq_store_close(s);
     return st;
 }
@@ -146,12 +168,8 @@ static mq_status alloc_buffers(mq_engine *e, mq_err *err)
     e->x = p;
     MQ_TRY(e->kernels->alloc(e->dev, &p, logits_bytes, err));
     e->logits = p;
-    MQ_TRY(e->kernels->alloc(e->dev, &p, sizeof(int32_t), err));
-    e->token = p;
-    e->host_logits = malloc((size_t)logits_bytes);
-    if (!e->host_logits)
-        return mq_fail(err, MQ_E_NOMEM, "logits of %lld bytes: out of memory",
-                       (long long)logits_bytes);
+    MQ_TRY(e->kernels->alloc(e->dev, &p, sizeof(chosen), err));
+    e->sampled = p;
     return MQ_OK;
 }
 
@@ -168,6 +186,22 @@ static mq_status open_draft(mq_engine *e, mq_draft_kind kind, mq_err *err)
     e->features = p;
     e->waiting_ids = calloc((size_t)e->prefill_rows, sizeof *e->waiting_ids);
     return e->waiting_ids ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "drafter: out of memory");
+}
+
+/* The device's own step, where it has one for this model. */
+static mq_status open_step(mq_engine *e, const mq_engine_options *o, mq_err *err)
+{
+    const int *layers = NULL;
+    if (e->draft)
+        mq_draft_taps(e->draft, &layers);
+    if (o->composed_step) {
+        (void)mq_fail(&e->why_composed, MQ_E_UNSUPPORTED, "asked for");
+        return MQ_OK;
+    }
+    mq_status st = mq_device_step_create(&e->step, e->kernels, e->dev, e->store, e->cache, layers,
+                                         e->n_taps, o->plain_step, &e->why_composed);
+    return st == MQ_OK || st == MQ_E_UNSUPPORTED ? MQ_OK
+                                                 : mq_fail(err, st, "%s", e->why_composed.text);
 }
 
 static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_options *o, mq_err *err)
@@ -187,7 +221,7 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
     MQ_TRY(mq_store_open(&e->store, dir, &so, err));
     const mq_model *m = mq_store_model(e->store);
     mq_engine_bytes bytes;
-    MQ_TRY(plan_bytes(&bytes, e->store, o, draft, err));
+    MQ_TRY(plan_bytes(&bytes, e->kernels, e->store, o, draft, err));
     MQ_TRY(check_budget(&bytes, o->memory_bytes, err));
     e->context = bytes.context;
     e->prefill_rows = prefill_rows(o);
@@ -197,7 +231,8 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
     MQ_TRY(mq_cache_create(&e->cache, e->kernels, e->dev, m, so.n_ranks, e->context,
                            e->prefill_rows, err));
     MQ_TRY(alloc_buffers(e, err));
-    return open_draft(e, draft, err);
+    MQ_TRY(open_draft(e, draft, err));
+    return open_step(e, o, err);
 }
 
 mq_status mq_engine_open(mq_engine **out, const char *dir, const mq_kernels *kernels,
@@ -221,12 +256,12 @@ void mq_engine_close(mq_engine *e)
 {
     if (!e)
         return;
-    free(e->host_logits);
     free(e->waiting_ids);
+    mq_device_step_free(e->step);
     mq_draft_free(e->draft);
     if (e->dev) {
         e->kernels->release(e->dev, e->features);
-        e->kernels->release(e->dev, e->token);
+        e->kernels->release(e->dev, e->sampled);
         e->kernels->release(e->dev, e->logits);
         e->kernels->release(e->dev, e->x);
         mq_cache_free(e->cache);
@@ -310,22 +345,36 @@ static mq_status commit_waiting(mq_engine *e, mq_err *err)
     return MQ_OK;
 }
 
+/* Where the residual stream of the next n rows is kept for the drafter. */
+static mq_status make_room(mq_engine *e, float **out, int64_t n, mq_err *err)
+{
+    if (e->n_waiting + n > e->prefill_rows)
+        MQ_TRY(commit_waiting(e, err));
+    for (int i = 0; i < e->n_taps; i++)
+        out[i] = e->features + (i * e->prefill_rows + e->n_waiting) * mq_engine_model(e)->hidden;
+    return MQ_OK;
+}
+
 /* The layers for n ids, at most prefill_rows; what the drafter wants to know of them waits. */
 static mq_status feed(mq_engine *e, mq_forward_mode mode, const int32_t *ids, int64_t n,
                       mq_err *err)
 {
-    if (e->draft) {
-        float *out[MQ_MAX_TAPS];
-        const int *layers;
-        if (e->n_waiting + n > e->prefill_rows)
-            MQ_TRY(commit_waiting(e, err));
-        for (int i = 0; i < e->n_taps; i++)
-            out[i] =
-                e->features + (i * e->prefill_rows + e->n_waiting) * mq_engine_model(e)->hidden;
-        mq_draft_taps(e->draft, &layers);
-        mq_forward_capture(e->forward, layers, out, e->n_taps);
+    float *out[MQ_MAX_TAPS];
+    const int *layers;
+    e->n_logits = 0;
+    e->has_sampled = false;
+    e->was_step = e->step && mode == MQ_FORWARD_STEP;
+    if (e->draft)
+        MQ_TRY(make_room(e, out, n, err));
+    if (e->was_step) {
+        MQ_TRY(mq_device_step_run(e->step, out, ids, (int)n, err));
+    } else {
+        if (e->draft) {
+            mq_draft_taps(e->draft, &layers);
+            mq_forward_capture(e->forward, layers, out, e->n_taps);
+        }
+        MQ_TRY(mq_forward_tokens(e->forward, mode, e->x, ids, n, e->cache, NULL, NULL, err));
     }
-    MQ_TRY(mq_forward_tokens(e->forward, mode, e->x, ids, n, e->cache, NULL, NULL, err));
     if (e->draft) {
         memcpy(e->waiting_ids + e->n_waiting, ids, (size_t)n * sizeof *ids);
         e->n_waiting += n;
@@ -333,13 +382,12 @@ static mq_status feed(mq_engine *e, mq_forward_mode mode, const int32_t *ids, in
     return MQ_OK;
 }
 
-/* Logits of n rows of x, which stand at positions pos ... */
+/* Logits of the last n rows fed, which stand at positions pos ..; of a prefill they are x's. */
 static mq_status finish(mq_engine *e, const float *x, int64_t n, int64_t pos, mq_err *err)
 {
-    int64_t bytes = 4 * n * mq_engine_model(e)->vocab;
-    MQ_TRY(mq_forward_head(e->forward, MQ_FORWARD_STEP, e->logits, x, n, err));
-    MQ_TRY(e->kernels->download(e->dev, e->host_logits, e->logits, bytes, err));
-    MQ_TRY(e->kernels->dev_sync(e->dev, err));
+    e->row_logits = e->was_step ? mq_device_step_logits(e->step) : e->logits;
+    if (!e->was_step)
+        MQ_TRY(mq_forward_head(e->forward, MQ_FORWARD_STEP, e->logits, x, n, err));
     e->n_logits = n;
     e->logits_pos = pos;
     return MQ_OK;
@@ -355,8 +403,9 @@ mq_status mq_engine_prefill(mq_engine *e, const int32_t *ids, int64_t n, mq_err 
         rows = at_most(n - i, e->prefill_rows);
         MQ_TRY(feed(e, MQ_FORWARD_BATCH, ids + i, rows, err));
     }
-    return finish(e, e->x + (rows - 1) * mq_engine_model(e)->hidden, 1, mq_engine_length(e) - 1,
-                  err);
+    MQ_TRY(finish(e, e->x + (rows - 1) * mq_engine_model(e)->hidden, 1, mq_engine_length(e) - 1,
+                  err));
+    return e->kernels->dev_sync(e->dev, err);
 }
 
 mq_status mq_engine_step(mq_engine *e, const int32_t *ids, int n, mq_err *err)
@@ -366,29 +415,56 @@ mq_status mq_engine_step(mq_engine *e, const int32_t *ids, int n, mq_err *err)
     MQ_TRY(check_ids(e, ids, n, err));
     int64_t pos = mq_engine_length(e);
     MQ_TRY(feed(e, MQ_FORWARD_STEP, ids, n, err));
-    return finish(e, e->x, n, pos, err);
+    MQ_TRY(finish(e, e->x, n, pos, err));
+    return e->kernels->dev_sync(e->dev, err);
 }
 
-const float *mq_engine_logits(const mq_engine *e)
+mq_status mq_engine_logits(mq_engine *e, float *logits, mq_err *err)
 {
-    return e->host_logits;
+    int64_t bytes = (int64_t)sizeof *logits * e->n_logits * mq_engine_model(e)->vocab;
+    MQ_TRY(e->kernels->download(e->dev, logits, e->row_logits, bytes, err));
+    return e->kernels->dev_sync(e->dev, err);
+}
+
+/* Sample every row of the last call at once: one visit to the device instead of one a row. */
+static mq_status sample_rows(mq_engine *e, const mq_sampling *s, mq_err *err)
+{
+    int64_t vocab = mq_engine_model(e)->vocab;
+    MQ_TRY(e->kernels->sample(e->dev, e->sampled->token, e->row_logits, s, e->n_logits, vocab,
+                              e->logits_pos + 1, err));
+    MQ_TRY(e->kernels->pick(e->dev, e->sampled->logit, e->row_logits, e->sampled->token,
+                            e->n_logits, vocab, err));
+    MQ_TRY(e->kernels->download(e->dev, &e->host_sampled, e->sampled, sizeof e->host_sampled, err));
+    MQ_TRY(e->kernels->dev_sync(e->dev, err));
+    e->sampling = *s;
+    e->has_sampled = true;
+    return MQ_OK;
+}
+
+static bool is_same(const mq_sampling *a, const mq_sampling *b)
+{
+    return a->temperature == b->temperature && a->top_k == b->top_k && a->top_p == b->top_p &&
+           a->seed == b->seed;
 }
 
 mq_status mq_engine_sample(mq_engine *e, int32_t *token, int row, const mq_sampling *s, mq_err *err)
 {
     assert(row >= 0 && row < e->n_logits);
-    int64_t vocab = mq_engine_model(e)->vocab;
-    MQ_TRY(e->kernels->sample(e->dev, e->token, e->logits + row * vocab, s, 1, vocab,
-                              e->logits_pos + row + 1, err));
-    MQ_TRY(e->kernels->download(e->dev, token, e->token, sizeof *token, err));
-    MQ_TRY(e->kernels->dev_sync(e->dev, err));
-    float logit = e->host_logits[row * vocab + *token];
+    if (!e->has_sampled || !is_same(&e->sampling, s))
+        MQ_TRY(sample_rows(e, s, err));
+    *token = e->host_sampled.token[row];
+    float logit = e->host_sampled.logit[row];
     if (!isfinite(logit))
         return mq_fail(err, MQ_E_NUMERIC,
                        "position %lld: the chosen logit is %g, expected a finite number: the "
                        "model's weights overflow",
                        (long long)(e->logits_pos + row), (double)logit);
     return MQ_OK;
+}
+
+const char *mq_engine_why_composed(const mq_engine *e)
+{
+    return e->step ? NULL : e->why_composed.text;
 }
 
 mq_draft_kind mq_engine_draft_kind(const mq_engine *e)
@@ -412,7 +488,11 @@ mq_status mq_engine_propose(mq_engine *e, int32_t *tokens, float *confidence, in
     return mq_draft_propose(e->draft, tokens, confidence, anchor, n, err);
 }
 
-const int32_t *mq_engine_distinct_experts(const mq_engine *e)
+mq_status mq_engine_distinct_experts(mq_engine *e, int32_t *out, mq_err *err)
 {
-    return mq_forward_distinct_experts(e->forward);
+    if (e->was_step)
+        return mq_device_step_distinct_experts(e->step, out, err);
+    memcpy(out, mq_forward_distinct_experts(e->forward),
+           (size_t)mq_engine_model(e)->n_layers * sizeof *out);
+    return MQ_OK;
 }

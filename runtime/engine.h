@@ -26,6 +26,9 @@ typedef struct mq_engine_options {
     int64_t memory_bytes; /* budget; 0: none.  MQ_E_NOMEM says what is needed */
     mq_draft_kind draft;  /* MQ_E_UNSUPPORTED where the model does not have it */
     bool draft_any;       /* instead of draft: DFlash where the model has it, else MTP, else none */
+    bool composed_step;   /* the decode step composed of single operations even where the device
+                             brings one along */
+    bool plain_step;      /* the device's step without a graph: same bits */
     void (*progress)(void *ctx, int64_t done_bytes, int64_t total_bytes);
     void *progress_ctx;
 } mq_engine_options;
@@ -38,10 +41,10 @@ typedef struct mq_engine_bytes {
     mq_draft_kind draft;               /* the drafter chosen */
 } mq_engine_bytes;
 
-/* Bytes that mq_engine_open(dir, options) would take; memory_bytes is not looked at.  Statuses of
+/* Bytes that mq_engine_open(dir, kernels, options) would take; memory_bytes is not looked at.  Statuses of
  * mq_engine_open that headers and a context beyond the model's limit give. */
-mq_status mq_engine_plan(mq_engine_bytes *out, const char *dir, const mq_engine_options *options,
-                         mq_err *err);
+mq_status mq_engine_plan(mq_engine_bytes *out, const char *dir, const mq_kernels *kernels,
+                         const mq_engine_options *options, mq_err *err);
 
 /* Load dir (packed model or checkpoint) resident on the device of kernels. */
 mq_status mq_engine_open(mq_engine **out, const char *dir, const mq_kernels *kernels,
@@ -57,22 +60,25 @@ void mq_engine_reset(mq_engine *e);
 /* Positions held. */
 int64_t mq_engine_length(const mq_engine *e);
 
-/* Feed ids [n] at the end of the sequence in chunks (batch mode); afterwards logits of the last row
- * are at mq_engine_logits. MQ_E_ARG: an id outside the vocabulary, or more positions than the
+/* Feed ids [n] at the end of the sequence in chunks (batch mode); afterwards mq_engine_logits and
+ * mq_engine_sample know its last row. MQ_E_ARG: an id outside the vocabulary, or more positions than the
  * context. */
 mq_status mq_engine_prefill(mq_engine *e, const int32_t *ids, int64_t n, mq_err *err);
-/* Feed 1 to 8 ids through the decode step (fixed order); logits of all n rows are at
- * mq_engine_logits. */
+/* Feed 1 to 8 ids through the decode step (fixed order); afterwards mq_engine_logits and
+ * mq_engine_sample know all n rows. */
 mq_status mq_engine_step(mq_engine *e, const int32_t *ids, int n, mq_err *err);
 /* Go back to length positions (rows of the last step that were rejected).  With a drafter: not
  * behind what a proposal has built on. */
 void mq_engine_rollback(mq_engine *e, int64_t length);
-/* Host logits [rows of the last call, vocab]; for prefill one row. */
-const float *mq_engine_logits(const mq_engine *e);
+/* logits [rows, vocab] (host) of the last call's rows; for prefill one row. */
+mq_status mq_engine_logits(mq_engine *e, float *logits, mq_err *err);
 /* Choose from row's logits the token of the next position (position = length before that row's
  * successor).  MQ_E_NUMERIC: its logit is not finite. */
 mq_status mq_engine_sample(mq_engine *e, int32_t *token, int row, const mq_sampling *s,
                            mq_err *err);
+/* Why the decode step is composed of single operations, or NULL where the device has one of its own
+ * (kernels/decode.h).  Borrowed. */
+const char *mq_engine_why_composed(const mq_engine *e);
 
 /* The drafter that was opened, and how many tokens it guesses at most (0: MQ_DRAFT_NONE). */
 mq_draft_kind mq_engine_draft_kind(const mq_engine *e);
@@ -81,9 +87,9 @@ int mq_engine_draft_most(const mq_engine *e);
  * mq_engine_length.  Needs a drafter. */
 mq_status mq_engine_propose(mq_engine *e, int32_t *tokens, float *confidence, int32_t anchor, int n,
                             mq_err *err);
-/* [layers] how many experts the last call's rows (of a prefill its last chunk's) chose in each
- * layer, each counted once; 0 for a dense layer.  Borrowed until the next call. */
-const int32_t *mq_engine_distinct_experts(const mq_engine *e);
+/* out [layers] = how many experts the last call's rows (of a prefill its last chunk's) chose in each
+ * layer, each counted once; 0 for a dense layer. */
+mq_status mq_engine_distinct_experts(mq_engine *e, int32_t *out, mq_err *err);
 
 #ifdef __cplusplus
 }

@@ -22,6 +22,7 @@ struct mq_speculate {
     mq_width width;
     mq_speculate_figures figures;
     int64_t *experts;   /* [MQ_SPECULATE_ROWS, n_layers] behind figures.experts */
+    int32_t *distinct;  /* [n_layers] experts of the last step */
     double synthetic_p; /* chance of a drawn guess; below 0: not drawn */
     uint64_t random;
     double (*now)(void);
@@ -181,7 +182,8 @@ static mq_status set_up(mq_speculate *s, const mq_speculate_options *o, mq_err *
     assert(s->most >= 0 && s->most <= MQ_WIDTH_GUESSES);
     MQ_TRY(check_options(o, s->most, err));
     s->experts = calloc((size_t)MQ_SPECULATE_ROWS * (size_t)n_layers, sizeof *s->experts);
-    if (!s->experts)
+    s->distinct = calloc((size_t)n_layers, sizeof *s->distinct);
+    if (!s->experts || !s->distinct)
         return mq_fail(err, MQ_E_NOMEM, "speculation: out of memory");
     mq_speculate_clear_figures(s);
     s->synthetic_p = o->synthetic != 0.0 ? chance_of(o->synthetic, s->most) : -1.0;
@@ -215,6 +217,7 @@ void mq_speculate_free(mq_speculate *s)
     if (!s)
         return;
     free(s->experts);
+    free(s->distinct);
     free(s);
 }
 
@@ -289,11 +292,11 @@ static mq_status choose_tokens(mq_speculate *s, const block *b, int32_t *tokens,
     return MQ_OK;
 }
 
-static void count(mq_speculate *s, const block *b, int n, int n_accepted)
+static mq_status count(mq_speculate *s, const block *b, int n, int n_accepted, mq_err *err)
 {
     mq_speculate_figures *f = &s->figures;
     int n_layers = mq_engine_model(s->engine)->n_layers;
-    const int32_t *distinct = mq_engine_distinct_experts(s->engine);
+    MQ_TRY(mq_engine_distinct_experts(s->engine, s->distinct, err));
     f->n_steps++;
     f->n_tokens += n;
     f->steps[b->rows - 1]++;
@@ -302,7 +305,8 @@ static void count(mq_speculate *s, const block *b, int n, int n_accepted)
         f->accepted[i] += i < n_accepted;
     }
     for (int l = 0; l < n_layers; l++)
-        s->experts[(b->rows - 1) * n_layers + l] += distinct[l];
+        s->experts[(b->rows - 1) * n_layers + l] += s->distinct[l];
+    return MQ_OK;
 }
 
 /* Did the drafter have one step's tokens to catch up with, not a prompt or those of a pause, and
@@ -334,7 +338,7 @@ mq_status mq_speculate_step(mq_speculate *s, int32_t *tokens, int *n, int32_t an
     double done = s->now();
     s->before = before;
     s->last = *n;
-    count(s, &b, *n, n_accepted);
+    MQ_TRY(count(s, &b, *n, n_accepted, err));
     s->figures.draft_s += drafted - start;
     s->figures.verify_s += done - drafted;
     bool usual = follows_last_proposal(s, before, b.n_guesses);

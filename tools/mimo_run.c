@@ -100,16 +100,25 @@ static mq_engine_options engine_options(run_state *r)
                                .progress_ctx = r};
 }
 
-static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
+/* The table of operations of --device. */
+static mq_status find_kernels(const mq_kernels **out, const run_state *r, mq_err *err)
 {
     const char *name;
     MQ_TRY(mq_cli_device(&name, r->o->device, err));
+    *out = mq_kernels_find(name);
+    return MQ_OK;
+}
+
+static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
+{
+    const mq_kernels *kernels;
+    MQ_TRY(find_kernels(&kernels, r, err));
     mq_engine_bytes plan;
     const mq_engine_options options = engine_options(r);
-    MQ_TRY(mq_engine_plan(&plan, dir, &options, err));
+    MQ_TRY(mq_engine_plan(&plan, dir, kernels, &options, err));
     MQ_TRY(mq_progress_create(&r->load_progress, r->cli, "loading", plan.weights, "B", err));
     double start = mq_cli_now();
-    mq_status st = mq_engine_open(&r->engine, dir, mq_kernels_find(name), &options, err);
+    mq_status st = mq_engine_open(&r->engine, dir, kernels, &options, err);
     r->load_s = mq_cli_now() - start;
     mq_progress_free(r->load_progress);
     r->load_progress = NULL;
@@ -301,8 +310,10 @@ static void print_end(const run_state *r)
 static mq_status dry_run(run_state *r, const char *dir, mq_err *err)
 {
     const mq_engine_options options = engine_options(r);
+    const mq_kernels *kernels;
     mq_engine_bytes b;
-    MQ_TRY(mq_engine_plan(&b, dir, &options, err));
+    MQ_TRY(find_kernels(&kernels, r, err));
+    MQ_TRY(mq_engine_plan(&b, dir, kernels, &options, err));
     int64_t room = options.memory_bytes, need = b.weights + b.cache + b.workspace + b.drafter;
     mq_json_write_int(&r->cli->json, "weight_bytes", b.weights);
     mq_json_write_int(&r->cli->json, "context", b.context);

@@ -111,6 +111,8 @@ mq_status mq_cpu_route(mq_dev *dev, int32_t *ids, float *coef, float *margin, co
                        int64_t n, int n_experts, int topk, bool norm, float scaling, mq_err *err);
 mq_status mq_cpu_gather(mq_dev *dev, float *out, const float *src, const int32_t *index, int64_t n, int64_t cols,
                         mq_err *err);
+mq_status mq_cpu_pick(mq_dev *dev, float *out, const float *x, const int32_t *index, int64_t n, int64_t cols,
+                      mq_err *err);
 mq_status mq_cpu_put_cols(mq_dev *dev, float *y, int64_t y_cols, int64_t col0, const float *x, int64_t n, int64_t cols,
                           mq_err *err);
 mq_status mq_cpu_scatter_add(mq_dev *dev, float *y, const float *x, const int32_t *index, const float *coef, int64_t n,

@@ -160,6 +160,7 @@ const mq_kernels mq_cpu_kernels = {
     .swiglu = mq_cpu_swiglu,
     .route = mq_cpu_route,
     .gather = mq_cpu_gather,
+    .pick = mq_cpu_pick,
     .put_cols = mq_cpu_put_cols,
     .scatter_add = mq_cpu_scatter_add,
     .add = mq_cpu_add,

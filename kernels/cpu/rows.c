@@ -33,6 +33,16 @@ mq_status mq_cpu_gather(mq_dev *dev, float *out, const float *src, const int32_t
     return MQ_OK;
 }
 
+mq_status mq_cpu_pick(mq_dev *dev, float *out, const float *x, const int32_t *index, int64_t n, int64_t cols,
+                      mq_err *err)
+{
+    (void)dev;
+    (void)err;
+    for (int64_t i = 0; i < n; i++)
+        out[i] = x[i * cols + index[i]];
+    return MQ_OK;
+}
+
 mq_status mq_cpu_put_cols(mq_dev *dev, float *y, int64_t y_cols, int64_t col0, const float *x, int64_t n, int64_t cols,
                           mq_err *err)
 {

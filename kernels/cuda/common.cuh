@@ -173,6 +173,7 @@ mq_status attention_block(mq_dev *dev, float *out, const float *q, const mq_kv *
 mq_status route(mq_dev *dev, int32_t *ids, float *coef, float *margin, const float *logits, const float *bias, int64_t n,
                 int n_experts, int topk, bool norm, float scaling, mq_err *err);
 mq_status gather(mq_dev *dev, float *out, const float *src, const int32_t *index, int64_t n, int64_t cols, mq_err *err);
+mq_status pick(mq_dev *dev, float *out, const float *x, const int32_t *index, int64_t n, int64_t cols, mq_err *err);
 mq_status put_cols(mq_dev *dev, float *y, int64_t y_cols, int64_t col0, const float *x, int64_t n, int64_t cols,
                    mq_err *err);
 mq_status scatter_add(mq_dev *dev, float *y, const float *x, const int32_t *index, const float *coef, int64_t n,

@@ -193,6 +193,7 @@ static constexpr mq_kernels table()
     t.swiglu = swiglu;
     t.route = route;
     t.gather = gather;
+    t.pick = pick;
     t.put_cols = put_cols;
     t.scatter_add = scatter_add;
     t.add = add;

@@ -1,4 +1,4 @@
-/* Operations that move or add rows: gather, columns, scatter-add, add, axpby.  A thread an element. */
+/* Operations that move or add rows: gather, pick, columns, scatter-add, add, axpby.  A thread an element. */
 #include "kernels/cuda/common.cuh"
 
 namespace mq_cuda {
@@ -20,6 +20,17 @@ static __global__ void gather_kernel(float *out, const float *src, const int32_t
 mq_status gather(mq_dev *dev, float *out, const float *src, const int32_t *index, int64_t n, int64_t cols, mq_err *err)
 {
     return launch(dev, err, "gather", gather_kernel, grid_of(n, cols), THREADS, 0, out, src, index, n, cols);
+}
+
+static __global__ void pick_kernel(float *out, const float *x, const int32_t *index, int64_t n, int64_t cols)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x)
+        out[i] = x[i * cols + index[i]];
+}
+
+mq_status pick(mq_dev *dev, float *out, const float *x, const int32_t *index, int64_t n, int64_t cols, mq_err *err)
+{
+    return launch(dev, err, "pick", pick_kernel, n_blocks(n, THREADS), THREADS, 0, out, x, index, n, cols);
 }
 
 static __global__ void put_cols_kernel(float *y, int64_t y_cols, int64_t col0, const float *x, int64_t n, int64_t cols)

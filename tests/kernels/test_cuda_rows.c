@@ -88,6 +88,18 @@ START_TEST(rows_move_exactly)
             take(z, dy, n * cols * 4);
             ck_assert(same_bytes(y, z, n * cols * 4));
 
+            int32_t columns[5] = {0}, *dcolumns;
+            int64_t n_picked = cols ? n : 0;
+            for (int64_t i = 0; i < n_picked; i++)
+                columns[i] = (int32_t)(i * 7 % cols);
+            dcolumns = (int32_t *)put(columns, sizeof columns);
+            mq_assert_ok(cpu->pick(cpu_dev, y, x, columns, n_picked, cols, &err), &err);
+            dy = put_floats(NULL, n_picked);
+            mq_assert_ok(gpu->pick(gpu_dev, dy, dx, dcolumns, n_picked, cols, &err), &err);
+            take(z, dy, n_picked * 4);
+            ck_assert(same_bytes(y, z, n_picked * 4));
+            drop(dcolumns);
+
             mq_assert_ok(cpu->scatter_add(cpu_dev, src, x, index, coef, n, cols, &err), &err);
             mq_assert_ok(gpu->scatter_add(gpu_dev, ds, dx, di, dc, n, cols, &err), &err);
             mq_assert_ok(cpu->add(cpu_dev, src, x, n * cols, &err), &err);

@@ -220,6 +220,10 @@ START_TEST(gather_scatter_and_add)
         ck_assert(y[i] == 2 * scattered[i]);
     ck_assert(k->add(dev, y, scattered, 0, NULL) == MQ_OK);
     ck_assert(k->gather(dev, out, src, index, 0, 2, NULL) == MQ_OK);
+    static const int32_t columns[3] = {1, 0, 1};
+    static const float picked[3] = {2, 3, 6};
+    ck_assert(k->pick(dev, out, src, columns, 3, 2, NULL) == MQ_OK);
+    ck_assert(!memcmp(out, picked, sizeof picked));
     k->dev_close(dev);
 }
 END_TEST

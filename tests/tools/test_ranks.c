@@ -356,12 +356,12 @@ START_TEST(the_engine_runs_a_packed_model)
         mq_assert_ok(mq_engine_prefill(e, ids, PROMPT, &err), &err);
         for (int i = 0; i < 8; i++) {
             mq_assert_ok(mq_engine_step(e, ids + PROMPT + i, 1, &err), &err);
-            memcpy(one + i * VOCAB, mq_engine_logits(e), VOCAB * sizeof *one);
+            mq_assert_ok(mq_engine_logits(e, one + i * VOCAB, &err), &err);
         }
         for (int n = 1; n <= 8; n++) {
             mq_engine_rollback(e, PROMPT);
             mq_assert_ok(mq_engine_step(e, ids + PROMPT, n, &err), &err);
-            memcpy(many, mq_engine_logits(e), (size_t)n * VOCAB * sizeof *many);
+            mq_assert_ok(mq_engine_logits(e, many, &err), &err);
             ck_assert_msg(memcmp(one, many, (size_t)n * VOCAB * sizeof *one) == 0, "%d rows", n);
         }
         mq_engine_close(e);

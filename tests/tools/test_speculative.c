@@ -256,19 +256,25 @@ static void grow_tree(tree *t, mq_engine *e, const int32_t *ids, double temperat
     mq_engine_reset(e);
     mq_assert_ok(mq_engine_prefill(e, ids, ANCHOR, &err), &err);
     mq_assert_ok(mq_engine_step(e, ids + ANCHOR, 1, &err), &err);
-    top_k(t->t1, p1, mq_engine_logits(e), vocab, temperature);
+    float *logits = malloc((size_t)vocab * sizeof *logits);
+    ck_assert_ptr_nonnull(logits);
+    mq_assert_ok(mq_engine_logits(e, logits, &err), &err);
+    top_k(t->t1, p1, logits, vocab, temperature);
     for (int a = 0; a < K; a++) {
         mq_engine_rollback(e, ANCHOR + 1);
         mq_assert_ok(mq_engine_step(e, &t->t1[a], 1, &err), &err);
-        top_k(t->t2[a], p2, mq_engine_logits(e), vocab, temperature);
+        mq_assert_ok(mq_engine_logits(e, logits, &err), &err);
+        top_k(t->t2[a], p2, logits, vocab, temperature);
         for (int b = 0; b < K; b++) {
             mq_engine_rollback(e, ANCHOR + 2);
             mq_assert_ok(mq_engine_step(e, &t->t2[a][b], 1, &err), &err);
-            top_k(t->t3[a][b], p3, mq_engine_logits(e), vocab, temperature);
+            mq_assert_ok(mq_engine_logits(e, logits, &err), &err);
+            top_k(t->t3[a][b], p3, logits, vocab, temperature);
             for (int c = 0; c < K; c++)
                 t->p[(a * K + b) * K + c] = p1[a] * p2[b] * p3[c];
         }
     }
+    free(logits);
     mq_engine_rollback(e, ANCHOR);
 }
 
@@ -381,7 +387,7 @@ START_TEST(drawn_tokens_are_distributed_as_the_target_says)
     const int32_t *ids = text.ids + 5000;
     mq_engine *e = open_engine(dir, 1, MQ_DRAFT_DFLASH);
     grow_tree(&t, e, ids, 1.0);
-    int n = small_or(600, 2500, 100000), n_long = 0;
+    int n = small_or(1200, 2500, 100000), n_long = 0;
     mq_guesser g = {guess, &t, 3};
     for (int kind = 0; kind < 2; kind++) {
         mq_speculate *s;
