@@ -5,6 +5,7 @@
  * columns. */
 #include "calib/expert.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -215,24 +216,25 @@ static mq_status check_expert(const mq_calib_worker *w, const mq_calib_expert *e
     return MQ_OK;
 }
 
-/* Name the weight of row r of w->w that is not finite. */
+/* Name the weight of row r of w->w that is not finite, or the largest one where the row as a whole is too large. */
 static mq_status refuse_row(mq_calib_worker *w, const char *name, int64_t r, int64_t row, int64_t cols, mq_err *err)
 {
     float *v = malloc((size_t)cols * sizeof *v);
     if (!v)
         return mq_fail(err, MQ_E_NOMEM, "out of memory (calibration)");
     mq_status st = w->k->download(w->dev, v, w->w + r * cols, cols * F, err);
-    int64_t c = 0;
-    while (st == MQ_OK && c < cols - 1 && isfinite(v[c]))
-        c++;
+    int64_t at = 0;
+    for (int64_t c = 1; st == MQ_OK && c < cols && isfinite(v[at]); c++)
+        at = !isfinite(v[c]) || fabsf(v[c]) > fabsf(v[at]) ? c : at;
     if (st == MQ_OK)
-        st = mq_fail(err, MQ_E_NUMERIC, "%s: row %lld, column %lld: weight %g, expected a finite number", name,
-                     (long long)row, (long long)c, (double)v[c]);
+        st = mq_fail(err, MQ_E_NUMERIC, "%s: row %lld, column %lld: weight %g, expected %s", name, (long long)row,
+                     (long long)at, (double)v[at],
+                     isfinite(v[at]) ? "rows whose sum of squares is finite in FP32" : "a finite number");
     free(v);
     return st;
 }
 
-/* Widen m to row0 of w->w and see that every weight is finite. */
+/* Widen m to row0 of w->w and see that every weight is finite, and small enough for the sums that follow. */
 static mq_status take_matrix(mq_calib_worker *w, const char *name, const mq_matrix *m, int64_t row0, mq_err *err)
 {
     float *to = w->w + row0 * m->cols;
@@ -240,21 +242,42 @@ static mq_status take_matrix(mq_calib_worker *w, const char *name, const mq_matr
     MQ_TRY(w->k->weight_error(w->dev, NULL, w->norm2, NULL, to, NULL, m->rows, m->cols, w->group, err));
     MQ_TRY(w->k->download(w->dev, w->host_sums, w->norm2, m->rows * (int64_t)sizeof(double), err));
     for (int64_t r = 0; r < m->rows; r++)
-        if (!isfinite(w->host_sums[r]))
+        if (!(w->host_sums[r] <= (double)FLT_MAX))
             return refuse_row(w, name, row0 + r, r, m->cols, err);
     return MQ_OK;
 }
 
 /* ---- the job ---- */
 
+/* Matrix i (or all together) takes the blame for st where it is MQ_E_NUMERIC. */
+static mq_status blame(const mq_calib_expert *e, int i, mq_status st)
+{
+    if (st == MQ_E_NUMERIC && e->refused)
+        *e->refused = i;
+    return st;
+}
+
+/* Sums that came out infinite say nothing, and nothing finite could be told of them. */
+static mq_status check_account(const mq_calib_expert *e, const mq_calib_account *account, int i, mq_err *err)
+{
+    static const char *const names[MQ_CALIB_MATRICES] = {"gate", "up", "down"};
+    const mq_calib_account *a = &account[i];
+    if (isfinite(a->loss) && isfinite(a->energy) && isfinite(a->err2) && isfinite(a->norm2))
+        return MQ_OK;
+    return blame(e, i, mq_fail(err, MQ_E_NUMERIC, "%s: the loss of its codes is %g of %g, expected finite sums", names[i],
+                               a->loss, a->energy));
+}
+
 static mq_status run_gate_up(mq_calib_worker *w, mq_calib_account *account, const mq_calib_expert *e,
                              const mq_calib_recipe *r, mq_err *err)
 {
     mq_calib_moment moment;
-    MQ_TRY(take_matrix(w, "gate", &e->gate, 0, err));
-    MQ_TRY(take_matrix(w, "up", &e->up, w->width, err));
-    MQ_TRY(mq_calib_moment_input(w, &moment, e, r, err));
+    MQ_TRY(blame(e, MQ_CALIB_GATE, take_matrix(w, "gate", &e->gate, 0, err)));
+    MQ_TRY(blame(e, MQ_CALIB_UP, take_matrix(w, "up", &e->up, w->width, err)));
+    MQ_TRY(mq_wrap(err, mq_calib_moment_input(w, &moment, e, r, err), "gate and up"));
     MQ_TRY(mq_calib_choose(w, account, 2, &moment, 2 * w->width, e->n_tokens, r, err));
+    MQ_TRY(check_account(e, account, MQ_CALIB_GATE, err));
+    MQ_TRY(check_account(e, account, MQ_CALIB_UP, err));
     int64_t half = w->width * w->hidden;
     return w->k->pack_units(w->dev, w->gate_up, w->codes, w->scale, w->codes + half, w->scale + half / w->group, w->width,
                             w->hidden, w->group, err);
@@ -264,9 +287,10 @@ static mq_status run_down(mq_calib_worker *w, mq_calib_account *account, const m
                           const mq_calib_recipe *r, mq_err *err)
 {
     mq_calib_moment moment;
-    MQ_TRY(take_matrix(w, "down", &e->down, 0, err));
-    MQ_TRY(mq_calib_moment_h(w, &moment, e, r, err));
-    MQ_TRY(mq_calib_choose(w, account, 1, &moment, w->hidden, e->n_tokens, r, err));
+    MQ_TRY(blame(e, MQ_CALIB_DOWN, take_matrix(w, "down", &e->down, 0, err)));
+    MQ_TRY(blame(e, MQ_CALIB_MATRICES, mq_wrap(err, mq_calib_moment_h(w, &moment, e, r, err), "down")));
+    MQ_TRY(mq_calib_choose(w, account + MQ_CALIB_DOWN, 1, &moment, w->hidden, e->n_tokens, r, err));
+    MQ_TRY(check_account(e, account, MQ_CALIB_DOWN, err));
     return w->k->pack_units(w->dev, w->down, w->codes, w->scale, NULL, NULL, w->hidden, w->width, w->group, err);
 }
 
@@ -274,10 +298,12 @@ mq_status mq_calib_expert_run(mq_calib_worker *w, uint8_t *gate_up, uint8_t *dow
                               mq_calib_account account[MQ_CALIB_MATRICES], const mq_calib_expert *e,
                               const mq_calib_recipe *recipe, mq_err *err)
 {
+    if (e->refused)
+        *e->refused = -1;
     MQ_TRY(check_expert(w, e, recipe, err));
     w->held_n = 0;
-    MQ_TRY(run_gate_up(w, account + MQ_CALIB_GATE, e, recipe, err));
-    MQ_TRY(run_down(w, account + MQ_CALIB_DOWN, e, recipe, err));
+    MQ_TRY(run_gate_up(w, account, e, recipe, err));
+    MQ_TRY(run_down(w, account, e, recipe, err));
     MQ_TRY(w->k->download(w->dev, gate_up, w->gate_up, mq_units_bytes(2 * w->width, w->hidden, w->group), err));
     return w->k->download(w->dev, down, w->down, mq_units_bytes(w->hidden, w->width, w->group), err);
 }

@@ -81,6 +81,8 @@ typedef struct mq_calib_expert {
     const float *layer_gram; /* [hidden, hidden] dev's memory: second moment of all tokens that enter the layer's
                                 experts, a sum over layer_tokens; NULL: not there */
     int64_t layer_tokens;
+    int *refused;            /* may be NULL: on MQ_E_NUMERIC the matrix whose own weights broke a rule; MQ_CALIB_MATRICES: what gate
+                                and up made of the inputs did; -1: inputs or coefficients */
 } mq_calib_expert;
 
 /* Does any expert of the layer need layer_gram (fewer than 4 * hidden tokens, shrink on)?  One rule for driver and worker. */
@@ -102,7 +104,7 @@ int64_t mq_calib_worker_bytes(int64_t hidden, int64_t width, int group, int64_t 
  * whole matrices as packed units (the layout of one rank), account [MQ_CALIB_MATRICES] what happened.  Returns when done.
  *
  * MQ_E_SHAPE    shapes are not the worker's
- * MQ_E_NUMERIC  a weight or an input is not finite (said which)
+ * MQ_E_NUMERIC  a weight or an input is not finite, or so large that FP32 sums overflow (said which, with the projection)
  * and the statuses of rows and of the table. */
 mq_status mq_calib_expert_run(mq_calib_worker *w, uint8_t *gate_up, uint8_t *down,
                               mq_calib_account account[MQ_CALIB_MATRICES], const mq_calib_expert *e,

@@ -63,8 +63,8 @@ int64_t mq_calibration_scratch_left(const mq_calibration *c, const mq_calibratio
 /* Groups of job that calibration finishes itself (wanted false), [n_groups]. */
 void mq_calibration_others(const mq_convert_job *job, bool *wanted);
 
-/* Do it.  Nothing of scratch is left after success.  Statuses: those of the conversion; MQ_E_NUMERIC names layer and
- * expert. */
+/* Do it.  Nothing of scratch is left after success.  Statuses: those of the conversion; MQ_E_NUMERIC names layer,
+ * expert and projection, the rule that was broken, and the file and tensor behind it. */
 mq_status mq_calibration_run(mq_calibration *c, mq_convert_done *done, int64_t *n_weights,
                              const mq_calibration_plan *plan, const mq_convert_means *means, const mq_cli *cli,
                              mq_err *err);

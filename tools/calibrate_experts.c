@@ -203,9 +203,10 @@ static mq_status do_expert(mq_calibration *c, mq_expert_bench *b, int expert, mq
     const mq_calib_recipe *recipe = &c->job->opt.calib.recipe;
     int64_t at = c->routes.first[expert], n = c->routes.first[expert + 1] - at;
     row_source source = {c, b, c->routes.rows + at};
+    int refused;
     const float *layer_gram = b->layer_gram ? b->layer_gram : c->layer_gram;
     MQ_TRY(read_expert(w, c, b, expert, err));
-    MQ_TRY(upload_expert(w, b, err));
+    MQ_TRY(mq_wrap(err, upload_expert(w, b, err), "layer %d, expert %d", c->layer, expert));
     mq_calib_expert e = {
         .gate = w[MQ_CALIB_GATE],
         .up = w[MQ_CALIB_UP],
@@ -215,11 +216,14 @@ static mq_status do_expert(mq_calibration *c, mq_expert_bench *b, int expert, mq
         .n_sample = mq_calib_needs_sample(recipe, n, c->m->moe_intermediate) ? c->n_sample : 0,
         .rows = lend_rows,
         .ctx = &source,
+        .refused = &refused,
         .layer_gram = mq_calib_needs_layer(recipe, n, c->m->hidden) ? layer_gram : NULL,
         .layer_tokens = c->n_rows,
     };
     mq_calib_account *account = c->account.matrices + (int64_t)expert * MQ_CALIB_MATRICES;
-    MQ_TRY(mq_calib_expert_run(b->worker, b->gate_up, b->down, account, &e, recipe, err));
+    mq_status st = mq_calib_expert_run(b->worker, b->gate_up, b->down, account, &e, recipe, err);
+    if (st != MQ_OK)
+        return mq_calibration_blame_expert(c, expert, refused, st, err);
     for (int64_t i = 0; i < n; i++)
         c->account.coef_sums[expert] += (double)e.coef[i];
     return mq_codes_write(c->codes, expert, b->gate_up, b->down, err);
@@ -231,7 +235,7 @@ static mq_status expert_job(void *ctx, int64_t expert, int worker, mq_err *err)
     MQ_TRY(mq_calibration_check_stop(c, err));
     mq_status st = do_expert(c, &c->benches[worker], (int)expert, err);
     mq_progress_add(c->progress, 10 * c->n_rows / c->m->n_experts);
-    return mq_wrap(err, st, "layer %d, expert %lld", c->layer, (long long)expert);
+    return st;
 }
 
 /* The second moment of all rows that enter the layer's experts, where any of them will ask for it. */

@@ -139,7 +139,12 @@ static mq_status measure(mq_calibration *c, float *in, float *q, float *s, int64
         st = push_rows(c, s, in, n, err);
     if (st == MQ_OK)
         compare(&c->account.loss, in, q, s, n, c->m->hidden);
-    return st;
+    const mq_output_loss *l = &c->account.loss;
+    if (st != MQ_OK || (isfinite(l->moe_rel_error) && isfinite(l->moe_cosine) && isfinite(l->output_rel_error) &&
+                        isfinite(l->output_cosine)))
+        return st;
+    return mq_calibration_blame_layer(
+        c, mq_fail(err, MQ_E_NUMERIC, "what its experts put out overflows on %lld calibration tokens", (long long)n), err);
 }
 
 mq_status mq_calibrate_loss(mq_calibration *c, mq_err *err)

@@ -1,4 +1,4 @@
-/* What the files of calibration share; private to calibrate.c, calibrate_layer.c, calibrate_experts.c and calibrate_plan.c. */
+/* What the files of calibration share; private to calibrate*.c. */
 #ifndef MQ_TOOLS_CALIBRATE_STATE_H
 #define MQ_TOOLS_CALIBRATE_STATE_H
 
@@ -98,6 +98,12 @@ void mq_expert_benches_close(mq_calibration *c);
 mq_status mq_calibrate_experts(mq_calibration *c, mq_err *err);
 /* Experts that stay MXFP4: their units into c->codes, so that the forward pass computes what the packed model will. */
 mq_status mq_reorder_experts(mq_calibration *c, mq_err *err);
+
+/* st of an expert's job: layer and expert in front of err's text, and where it is MQ_E_NUMERIC the file and tensor behind it.
+ * refused: as in calib/expert.h.  Returns st. */
+mq_status mq_calibration_blame_expert(const mq_calibration *c, int expert, int refused, mq_status st, mq_err *err);
+/* The same for what all experts of c->layer put out together. */
+mq_status mq_calibration_blame_layer(const mq_calibration *c, mq_status st, mq_err *err);
 
 /* The halves of c->layer for all rows. */
 mq_status mq_calibrate_attention(mq_calibration *c, mq_err *err);

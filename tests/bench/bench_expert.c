@@ -260,7 +260,7 @@ int main(int argc, char **argv)
         coef[i] = 0.1f + 0.01f * (float)(i % 37);
     tokens t = {dev, make_inputs(dev, s.hidden), s.hidden};
     mq_calib_expert e = {make_matrix(dev, s.width, s.hidden, 1), make_matrix(dev, s.width, s.hidden, 2),
-                         make_matrix(dev, s.hidden, s.width, 3), s.tokens, coef, 0, rows_of, &t, NULL, 0};
+                         make_matrix(dev, s.hidden, s.width, 3), s.tokens, coef, 0, rows_of, &t, NULL, 0, NULL};
     printf("%s: hidden %lld, width %lld, g%d, %lld tokens\n", k->dev_name(dev), (long long)s.hidden, (long long)s.width,
            s.recipe.group, (long long)s.tokens);
 

@@ -92,7 +92,7 @@ static inline fixture *fixture_create(mq_scheme scheme, int64_t hidden, int64_t 
                 f->layer[r * hidden + c] += others[i * hidden + r] * others[i * hidden + c];
     free(others);
     f->e = (mq_calib_expert){f->gate.m, f->up.m, f->down.m, n_tokens, f->coef, f->n_sample, fixture_rows, f, f->layer,
-                             f->n_layer};
+                             f->n_layer, NULL};
     return f;
 }
 

@@ -187,22 +187,35 @@ START_TEST(values_that_are_not_finite_are_refused_by_name)
         struct {
             float *at, value;
             const char *text;
+            int refused;
         } bad[] = {
-            {(float *)f->gate.data + 5 * 64 + 9, NAN, "gate: row 5, column 9: weight nan"},
-            {(float *)f->up.data + 127 * 64 + 63, INFINITY, "up: row 127, column 63: weight inf"},
-            {(float *)f->down.data + 3 * 128 + 100, -INFINITY, "down: row 3, column 100: weight -inf"},
-            {f->x + 130 * 64 + 2, NAN, "input of token 130, column 2 is nan"},
-            {f->x + 64 * 64, INFINITY, "input of token 64, column 0 is inf"},
-            {f->x + 3 * 64 + 5, 1e30f, "second moment of the input overflows in column 5"},
-            {f->sample + 99 * 64 + 63, NAN, "h of sample row 99, column 0 is"},
-            {f->coef + 77, NAN, "coefficient of token 77 is nan"},
-            {f->coef + 78, -0.5f, "coefficient of token 78 is -0.5"},
-            {f->layer + 11 * 64 + 11, INFINITY, "the layer's moment is not finite in column 11"},
+            {(float *)f->gate.data + 5 * 64 + 9, NAN, "gate: row 5, column 9: weight nan, expected a finite number", MQ_CALIB_GATE},
+            {(float *)f->up.data + 127 * 64 + 63, INFINITY, "up: row 127, column 63: weight inf", MQ_CALIB_UP},
+            {(float *)f->down.data + 3 * 128 + 100, -INFINITY, "down: row 3, column 100: weight -inf", MQ_CALIB_DOWN},
+            {f->x + 130 * 64 + 2, NAN, "gate and up: input of token 130, column 2 is nan", -1},
+            {f->x + 64 * 64, INFINITY, "gate and up: input of token 64, column 0 is inf", -1},
+            {f->x + 3 * 64 + 5, 1e30f, "gate and up: second moment of the input overflows in column 5", -1},
+            {f->sample + 99 * 64 + 63, NAN, "down: h of sample row 99, column 0 is", MQ_CALIB_MATRICES},
+            {f->coef + 77, NAN, "coefficient of token 77 is nan", -1},
+            {f->coef + 78, -0.5f, "coefficient of token 78 is -0.5", -1},
+            {f->layer + 11 * 64 + 11, INFINITY, "gate and up: the layer's moment is not finite in column 11", -1},
+            /* Finite, and too large for what is summed in FP32. */
+            {(float *)f->gate.data + 5 * 64 + 9, 3e38f,
+             "gate: row 5, column 9: weight 3e+38, expected rows whose sum of squares is finite in FP32", MQ_CALIB_GATE},
+            {(float *)f->up.data + 9, -2e19f,
+             "up: row 0, column 9: weight -2e+19, expected rows whose sum of squares is finite in FP32", MQ_CALIB_UP},
+            {(float *)f->down.data + 3 * 128 + 100, 3e38f, "down: row 3, column 100: weight 3e+38, expected rows",
+             MQ_CALIB_DOWN},
+            {(float *)f->up.data + 9, 1e19f, "up: the loss of its codes is", MQ_CALIB_UP},
         };
         for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
             float keep = *bad[i].at;
             *bad[i].at = bad[i].value;
+            int refused = -7;
+            f->e.refused = &refused;
             expect_refusal(f, method, MQ_E_NUMERIC, bad[i].text);
+            ck_assert_msg(refused == bad[i].refused, "%s: %d", bad[i].text, refused);
+            f->e.refused = NULL;
             *bad[i].at = keep;
         }
         mq_calib_recipe r = mq_calib_recipe_default((mq_calib_method)method, 32);

@@ -2,6 +2,7 @@
  * the same bytes whatever the threads, the memory and the restarts; every status that calibrate.h promises. */
 #include "tools/calibrate.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -12,6 +13,7 @@
 #include "calib/hidden.h"
 #include "runtime/forward.h"
 #include "src/file.h"
+#include "src/float.h"
 #include "src/tokenizer.h"
 #include "tests/harness.h"
 #include "tests/maker/maker.h"
@@ -514,6 +516,68 @@ START_TEST(another_recipe_or_text_is_refused)
 }
 END_TEST
 
+/* ---- Numbers that overflow ---- */
+
+/* Set one BF16 or F32 weight of a checkpoint. */
+static void poke(const char *checkpoint, mq_key key, int64_t at, float value)
+{
+    mq_err err;
+    mq_source *s;
+    mq_source_tensor t;
+    mq_assert_ok(mq_source_open(&s, checkpoint, &err), &err);
+    mq_assert_ok(mq_source_find(&t, s, key, &err), &err);
+    int64_t bytes = t.scheme == MQ_SCHEME_F32 ? 4 : 2;
+    ck_assert(bytes == 4 || t.scheme == MQ_SCHEME_BF16);
+    uint16_t half = mq_f32_to_bf16(value);
+    int fd = open(mq_safetensors_file(t.data.file)->path, O_WRONLY);
+    ck_assert_int_eq(pwrite(fd, bytes == 4 ? (void *)&value : (void *)&half, (size_t)bytes, t.data.tensor->off + at * bytes),
+                     bytes);
+    close(fd);
+    mq_source_close(s);
+}
+
+/* Huge weights are finite, so reading takes them; the refusal names file, tensor, place, layer, expert, projection and rule. */
+START_TEST(huge_weights_are_refused_by_name)
+{
+    mq_err err;
+    mq_maker m;
+    ck_assert(mq_maker_preset(&m, "nano"));
+    m.files = 1;
+    m.tokenizer = mq_test_path("tests/data/nano");
+    char *out = in_dir(mq_test_dir(), "huge-out");
+    struct {
+        mq_key key;
+        int64_t at;
+        float value;
+        const char *texts[3];
+    } bad[] = {
+        {{MQ_STACK_MODEL, 2, MQ_ROLE_EXPERT_UP, 3}, 7, 3e38f,
+         {"/model-00001-of-00001.safetensors: tensor 'model.layers.2.mlp.experts.3.up_proj.weight': layer 2, expert 3: up: row 0, column 7",
+          "expected rows whose sum of squares is finite in FP32", "its largest weight: 3.0"}},
+        {{MQ_STACK_MODEL, 2, MQ_ROLE_EXPERT_DOWN, 3}, 7, 1e19f,
+         {"tensor 'model.layers.2.mlp.experts.3.down_proj.weight': layer 2, expert 3: down: ", "expected finite sums",
+          "in row 0, column 7"}},
+        {{MQ_STACK_MODEL, 0, MQ_ROLE_DOWN, -1}, 5, 3e38f,
+         {"tensor 'model.layers.0.mlp.down_proj.weight': layer 1, expert ", "the residual stream of calibration token",
+          "the largest weight outside of experts so far: "}},
+        {{MQ_STACK_MODEL, 3, MQ_ROLE_POST_NORM, -1}, 9, 3e38f,
+         {"tensor 'model.layers.3.post_attention_layernorm.weight': layer 3, expert ", ": ", "in row 0, column 9"}},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        char *checkpoint = in_dir(mq_test_dir(), "huge");
+        mq_assert_ok(mq_maker_write(&m, checkpoint, NULL, &err), &err);
+        poke(checkpoint, bad[i].key, bad[i].at, bad[i].value);
+        mq_convert_options o = options(checkpoint, out);
+        mq_convert_result r;
+        o.overwrite = true;
+        for (int k = 0; k < 3; k++)
+            mq_assert_fails(mq_convert(&r, &o, &quiet_cli, &err), MQ_E_NUMERIC, &err, bad[i].texts[k]);
+        free(checkpoint);
+    }
+    free(out);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("calibrate");
@@ -526,6 +590,7 @@ int main(void)
     tcase_add_test(t, the_account_tells_of_every_matrix);
     tcase_add_test(t, threads_and_memory_change_no_byte);
     tcase_add_test(t, another_recipe_or_text_is_refused);
+    tcase_add_test(t, huge_weights_are_refused_by_name);
     suite_add_tcase(s, t);
     return mq_test_run(s);
 }
