@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "kernels/decode.h"
+#include "kernels/fill.h"
 #include "src/matrix.h"
 #include "src/status.h"
 #include "src/weights.h"
@@ -224,6 +225,17 @@ typedef struct mq_kernels {
     mq_status (*pack_units)(mq_dev *dev, uint8_t *units, const uint8_t *codes_a, const float *scale_a,
                             const uint8_t *codes_b, const float *scale_b, int64_t rows, int64_t cols, int group,
                             mq_err *err);
+
+    /* ---- Synthetic weights and what memory can do. ---- */
+
+    /* dst = the slice that f describes, tightly packed: the content of kernels/fill.h, equal bits on every device. */
+    mq_status (*fill)(mq_dev *dev, void *dst, const mq_fill *f, mq_err *err);
+
+    /* *sum (dev's memory) += the sum of p's n_words words of 64 bits, modulo 2^64; p 16-byte aligned.  One streaming read. */
+    mq_status (*sum_words)(mq_dev *dev, uint64_t *sum, const void *p, int64_t n_words, mq_err *err);
+
+    /* The highest clocks that driver or system state, in MHz; 0: not known. */
+    void (*dev_clocks)(const mq_dev *dev, int *core_mhz, int *memory_mhz);
 
     const mq_decode_ops *decode; /* NULL: runtime composes the step from the operations above */
 } mq_kernels;

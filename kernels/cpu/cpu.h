@@ -135,6 +135,8 @@ mq_status mq_cpu_pack_units(mq_dev *dev, uint8_t *units, const uint8_t *codes_a,
                             const uint8_t *codes_b, const float *scale_b, int64_t rows, int64_t cols, int group,
                             mq_err *err);
 
+mq_status mq_cpu_fill(mq_dev *dev, void *dst, const mq_fill *f, mq_err *err);
+mq_status mq_cpu_sum_words(mq_dev *dev, uint64_t *sum, const void *p, int64_t n_words, mq_err *err);
 mq_status mq_cpu_axpby(mq_dev *dev, float *y, float a, const float *x, float b, int64_t count, mq_err *err);
 mq_status mq_cpu_gram(mq_dev *dev, float *g, const float *x, const float *weight, int64_t n, int64_t cols, mq_err *err);
 mq_status mq_cpu_cross(mq_dev *dev, float *c, const float *x, const float *y, const float *weight, int64_t n,

@@ -73,6 +73,19 @@ static const char *dev_arch(const mq_dev *dev)
     return dev->v->isa;
 }
 
+static void dev_clocks(const mq_dev *dev, int *core_mhz, int *memory_mhz)
+{
+    FILE *f = fopen("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq", "r");
+    int khz = 0;
+    (void)dev;
+    if (f && fscanf(f, "%d", &khz) != 1)
+        khz = 0;
+    if (f)
+        fclose(f);
+    *core_mhz = khz / 1000;
+    *memory_mhz = 0;
+}
+
 static void *aligned_room(int64_t n_bytes)
 {
     if (n_bytes < 0 || n_bytes > INT64_MAX / 2)
@@ -186,4 +199,7 @@ const mq_kernels mq_cpu_kernels = {
     .descend = mq_cpu_descend,
     .keep_better = mq_cpu_keep_better,
     .calibration_bytes = mq_cpu_calibration_bytes,
+    .fill = mq_cpu_fill,
+    .sum_words = mq_cpu_sum_words,
+    .dev_clocks = dev_clocks,
 };

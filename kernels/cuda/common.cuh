@@ -211,6 +211,8 @@ mq_status descend(mq_dev *dev, uint8_t *codes, float *loss, const float *w, cons
                   int n_passes, int64_t rows, int64_t cols, int group, mq_err *err);
 mq_status keep_better(mq_dev *dev, uint8_t *codes, float *scale, float *loss, int64_t *n_kept, const uint8_t *codes_new,
                       const float *scale_new, const float *loss_new, int64_t rows, int64_t cols, int group, mq_err *err);
+mq_status fill(mq_dev *dev, void *dst, const mq_fill *f, mq_err *err);
+mq_status sum_words(mq_dev *dev, uint64_t *sum, const void *p, int64_t n_words, mq_err *err);
 int64_t calibration_bytes(const mq_dev *dev, int64_t rows, int64_t cols, int group, int64_t n);
 mq_status pack_units(mq_dev *dev, uint8_t *units, const uint8_t *codes_a, const float *scale_a, const uint8_t *codes_b,
                      const float *scale_b, int64_t rows, int64_t cols, int group, mq_err *err);

@@ -86,6 +86,16 @@ static const char *dev_arch(const mq_dev *dev)
     return dev->arch;
 }
 
+static void dev_clocks(const mq_dev *dev, int *core_mhz, int *memory_mhz)
+{
+    int khz[2] = {0, 0};
+    if (cudaDeviceGetAttribute(&khz[0], cudaDevAttrClockRate, dev->ordinal) != cudaSuccess ||
+        cudaDeviceGetAttribute(&khz[1], cudaDevAttrMemoryClockRate, dev->ordinal) != cudaSuccess)
+        (void)cudaGetLastError(); /* not known, then */
+    *core_mhz = khz[0] / 1000;
+    *memory_mhz = khz[1] / 1000;
+}
+
 static mq_status allocate(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err)
 {
     *out = NULL;
@@ -219,6 +229,9 @@ static constexpr mq_kernels table()
     t.keep_better = keep_better;
     t.calibration_bytes = calibration_bytes;
     t.pack_units = pack_units;
+    t.fill = fill;
+    t.sum_words = sum_words;
+    t.dev_clocks = dev_clocks;
     t.decode = &decode_ops;
     return t;
 }

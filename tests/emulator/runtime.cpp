@@ -213,6 +213,15 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int ordinal)
     return cudaSuccess;
 }
 
+/* An emulated GPU has no clocks. */
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr, int ordinal)
+{
+    if (ordinal < 0 || ordinal >= n_devices)
+        return remember(cudaErrorInvalidDevice);
+    *value = 0;
+    return cudaSuccess;
+}
+
 cudaError_t cudaSetDevice(int ordinal)
 {
     if (ordinal < 0 || ordinal >= n_devices)
