@@ -14,9 +14,10 @@ struct mq_cache {
     const mq_kernels *kernels;
     mq_dev *dev;
     int n_layers, n_ranks;
+    int n_held; /* n_ranks, or 1: one for all */
     int64_t capacity, ring_rows;
     int64_t length, high; /* high: positions ever stored since the last truncation to 0 */
-    mq_kv *kv;            /* [n_layers, n_ranks] */
+    mq_kv *kv;            /* [n_layers, n_held] */
     void *block;          /* all keys and values, dev's memory */
 };
 
@@ -64,8 +65,8 @@ int64_t mq_cache_scratch_bytes(const mq_model *m, int n_ranks, int64_t capacity,
 static float *place_layer(mq_cache *c, const mq_model *m, int layer, float *p)
 {
     const mq_attn_geometry *g = mq_model_attn(m, layer);
-    for (int r = 0; r < c->n_ranks; r++) {
-        mq_kv *kv = &c->kv[layer * c->n_ranks + r];
+    for (int r = 0; r < c->n_held; r++) {
+        mq_kv *kv = &c->kv[layer * c->n_held + r];
         kv->n_slots = layer_slots(g, c->capacity, c->ring_rows);
         kv->n_kv_heads = mq_slice_heads(g, c->n_ranks, r).n_kv_heads;
         kv->head_dim = g->head_dim;
@@ -78,11 +79,12 @@ static float *place_layer(mq_cache *c, const mq_model *m, int layer, float *p)
 }
 
 static mq_status create(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, const mq_model *m,
-                        int n_ranks, int64_t capacity, int64_t ring_rows, bool shared, mq_err *err)
+                        int n_ranks, int n_held, int64_t capacity, int64_t ring_rows, bool shared,
+                        mq_err *err)
 {
     *out = NULL;
     mq_cache *c = calloc(1, sizeof *c);
-    mq_kv *kv = calloc((size_t)m->n_layers * (size_t)n_ranks, sizeof *kv);
+    mq_kv *kv = calloc((size_t)m->n_layers * (size_t)n_held, sizeof *kv);
     if (!c || !kv) {
         free(c);
         free(kv);
@@ -92,11 +94,12 @@ static mq_status create(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, 
                     .dev = dev,
                     .n_layers = m->n_layers,
                     .n_ranks = n_ranks,
+                    .n_held = n_held,
                     .capacity = capacity,
                     .ring_rows = ring_rows,
                     .kv = kv};
     int64_t bytes = shared ? mq_cache_scratch_bytes(m, n_ranks, capacity, ring_rows)
-                           : mq_cache_bytes(m, n_ranks, capacity, ring_rows);
+                           : mq_cache_bytes(m, n_ranks, capacity, ring_rows) / n_ranks * n_held;
     mq_status st = kernels->alloc(dev, &c->block, bytes, err);
     if (st != MQ_OK) {
         mq_cache_free(c);
@@ -114,14 +117,21 @@ static mq_status create(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, 
 mq_status mq_cache_create(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, const mq_model *m,
                           int n_ranks, int64_t capacity, int64_t ring_rows, mq_err *err)
 {
-    return create(out, kernels, dev, m, n_ranks, capacity, ring_rows, false, err);
+    return create(out, kernels, dev, m, n_ranks, n_ranks, capacity, ring_rows, false, err);
+}
+
+mq_status mq_cache_create_one(mq_cache **out, const mq_kernels *kernels, mq_dev *dev,
+                              const mq_model *m, int n_ranks, int64_t capacity, int64_t ring_rows,
+                              mq_err *err)
+{
+    return create(out, kernels, dev, m, n_ranks, 1, capacity, ring_rows, false, err);
 }
 
 mq_status mq_cache_create_scratch(mq_cache **out, const mq_kernels *kernels, mq_dev *dev,
                                   const mq_model *m, int n_ranks, int64_t capacity,
                                   int64_t ring_rows, mq_err *err)
 {
-    return create(out, kernels, dev, m, n_ranks, capacity, ring_rows, true, err);
+    return create(out, kernels, dev, m, n_ranks, n_ranks, capacity, ring_rows, true, err);
 }
 
 void mq_cache_free(mq_cache *c)
@@ -137,7 +147,24 @@ void mq_cache_free(mq_cache *c)
 const mq_kv *mq_cache_kv(const mq_cache *c, int layer, int rank)
 {
     assert(layer >= 0 && layer < c->n_layers && rank >= 0 && rank < c->n_ranks);
-    return &c->kv[layer * c->n_ranks + rank];
+    return &c->kv[layer * c->n_held + (c->n_held == c->n_ranks ? rank : 0)];
+}
+
+mq_status mq_cache_fill(mq_cache *c, uint64_t seed, mq_err *err)
+{
+    for (int i = 0; i < c->n_layers * c->n_held; i++) {
+        const mq_kv *kv = &c->kv[i];
+        int64_t k = kv->n_slots * kv->n_kv_heads * kv->head_dim;
+        int64_t v = kv->n_slots * kv->n_kv_heads * kv->v_head_dim;
+        mq_fill f = {.kind = MQ_FILL_F32, .scale = 1.0f, .rows = 1};
+        f.key = mq_fill_key(seed, i, 0, 0);
+        f.cols = f.whole_cols = k;
+        MQ_TRY(c->kernels->fill(c->dev, kv->k, &f, err));
+        f.key = mq_fill_key(seed, i, 1, 0);
+        f.cols = f.whole_cols = v;
+        MQ_TRY(c->kernels->fill(c->dev, kv->v, &f, err));
+    }
+    return MQ_OK;
 }
 
 int64_t mq_cache_capacity(const mq_cache *c)

@@ -23,6 +23,11 @@ typedef struct mq_cache mq_cache;
 mq_status mq_cache_create(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, const mq_model *m,
                           int n_ranks, int64_t capacity, int64_t ring_rows, mq_err *err);
 
+/* The same for one rank of n_ranks, whichever: what mq_cache_kv lends is that rank's for any rank. */
+mq_status mq_cache_create_one(mq_cache **out, const mq_kernels *kernels, mq_dev *dev,
+                              const mq_model *m, int n_ranks, int64_t capacity, int64_t ring_rows,
+                              mq_err *err);
+
 /* One layer's room that all layers share: for streaming, where a layer is left before the next
  * begins.  The length stays 0. */
 mq_status mq_cache_create_scratch(mq_cache **out, const mq_kernels *kernels, mq_dev *dev,
@@ -30,7 +35,7 @@ mq_status mq_cache_create_scratch(mq_cache **out, const mq_kernels *kernels, mq_
                                   int64_t ring_rows, mq_err *err);
 void mq_cache_free(mq_cache *c); /* accepts NULL */
 
-/* Device bytes of either kind. */
+/* Device bytes of all ranks (one rank's are an equal share), and of scratch. */
 int64_t mq_cache_bytes(const mq_model *m, int n_ranks, int64_t capacity, int64_t ring_rows);
 int64_t mq_cache_scratch_bytes(const mq_model *m, int n_ranks, int64_t capacity, int64_t ring_rows);
 
@@ -39,6 +44,8 @@ const mq_kv *mq_cache_kv(const mq_cache *c, int layer, int rank);
 
 int64_t mq_cache_capacity(const mq_cache *c);
 int64_t mq_cache_length(const mq_cache *c);
+/* Every slot of every layer gets pseudo-random keys and values in (-1, 1), a pure function of seed. */
+mq_status mq_cache_fill(mq_cache *c, uint64_t seed, mq_err *err);
 /* n positions more are complete in every layer (mq_forward_tokens does this). */
 void mq_cache_advance(mq_cache *c, int64_t n);
 /* Forget positions from length on: at most the current length, and at most ring_rows below the

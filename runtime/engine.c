@@ -76,7 +76,8 @@ static mq_status choose_draft(mq_draft_kind *out, const char *dir, const mq_engi
     if (!o->draft_any)
         return MQ_OK;
     const mq_store_options so = {
-        .n_ranks = o->n_ranks > 0 ? o->n_ranks : 1, .n_threads = 1, .dflash = true, .mtp = true};
+        .n_ranks = o->n_ranks > 0 ? o->n_ranks : 1, .n_threads = 1, .dflash = true, .mtp = true,
+        .synthetic = o->synthetic};
     mq_store *s;
     MQ_TRY(mq_store_open(&s, dir, &so, err));
     *out = mq_draft_available(s, MQ_DRAFT_DFLASH) ? MQ_DRAFT_DFLASH
@@ -122,6 +123,8 @@ static mq_status plan_bytes(mq_engine_bytes *out, const mq_kernels *kernels, con
     out->context = o->context > 0 ? o->context : at_most(DEFAULT_CONTEXT, m->max_positions);
     out->weights = mq_store_resident_bytes(s);
     out->cache = mq_cache_bytes(m, n_ranks, out->context, rows);
+    if (mq_store_only_rank(s) >= 0)
+        out->cache /= n_ranks;
     out->workspace = mq_forward_workspace_bytes(m, n_ranks, rows, rows) + 4 * rows * m->hidden +
                      4 * (int64_t)MAX_STEP * m->vocab;
     if (!o->composed_step)
@@ -138,7 +141,8 @@ mq_status mq_engine_plan(mq_engine_bytes *out, const char *dir, const mq_kernels
     const mq_store_options so = {.n_ranks = options->n_ranks > 0 ? options->n_ranks : 1,
                                  .n_threads = 1,
                                  .dflash = draft == MQ_DRAFT_DFLASH,
-                                 .mtp = draft == MQ_DRAFT_MTP};
+                                 .mtp = draft == MQ_DRAFT_MTP,
+                                 .synthetic = options->synthetic};
     mq_store *s;
     MQ_TRY(mq_store_open(&s, dir, &so, err));
     mq_status st = plan_bytes(out, kernels, s, options, draft, err);
@@ -215,7 +219,8 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
                            .mtp = draft == MQ_DRAFT_MTP,
                            .progress = o->progress,
                            .progress_ctx = o->progress_ctx,
-                           .kernels = e->kernels};
+                           .kernels = e->kernels,
+                           .synthetic = o->synthetic};
     MQ_TRY(e->kernels->dev_open(&e->dev, 0, o->n_threads, NULL, err));
     so.dev = e->dev;
     MQ_TRY(mq_store_open(&e->store, dir, &so, err));
@@ -228,8 +233,8 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
     MQ_TRY(mq_store_load(e->store, err));
     MQ_TRY(mq_forward_create(&e->forward, e->kernels, e->dev, e->store, e->prefill_rows,
                              e->prefill_rows, err));
-    MQ_TRY(mq_cache_create(&e->cache, e->kernels, e->dev, m, so.n_ranks, e->context,
-                           e->prefill_rows, err));
+    MQ_TRY((mq_store_only_rank(e->store) >= 0 ? mq_cache_create_one : mq_cache_create)(
+        &e->cache, e->kernels, e->dev, m, so.n_ranks, e->context, e->prefill_rows, err));
     MQ_TRY(alloc_buffers(e, err));
     MQ_TRY(open_draft(e, draft, err));
     return open_step(e, o, err);

@@ -25,6 +25,7 @@ typedef struct mq_engine_options {
     int64_t prefill_rows; /* rows of a prefill chunk; 0: 256 */
     int64_t memory_bytes; /* budget; 0: none.  MQ_E_NOMEM says what is needed */
     mq_draft_kind draft;  /* MQ_E_UNSUPPORTED where the model does not have it */
+    const mq_synthetic *synthetic; /* runtime/store.h: dir is a config.json; NULL: a model that is there */
     bool draft_any;       /* instead of draft: DFlash where the model has it, else MTP, else none */
     bool composed_step;   /* the decode step composed of single operations even where the device
                              brings one along */

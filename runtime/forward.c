@@ -107,6 +107,7 @@ mq_status mq_forward_create(mq_forward **out, const mq_kernels *kernels, mq_dev 
     f->k = kernels;
     f->dev = dev;
     f->store = store;
+    f->n_held = mq_store_only_rank(store) >= 0 ? 1 : f->n_ranks;
 
     mq_carver device = {NULL, 0}, host = {NULL, 0};
     carve_device(f, &device);
@@ -134,6 +135,16 @@ mq_status mq_forward_create(mq_forward **out, const mq_kernels *kernels, mq_dev 
         return st;
     }
     *out = f;
+    return MQ_OK;
+}
+
+mq_status mq_forward_loop_back(mq_forward *f, float *y, float *scratch, int64_t count, mq_err *err)
+{
+    if (f->n_held == f->n_ranks)
+        return MQ_OK;
+    MQ_TRY(f->k->copy(f->dev, scratch, y, 4 * count, err));
+    for (int r = 1; r < f->n_ranks; r++)
+        MQ_TRY(f->k->add(f->dev, y, scratch, count, err));
     return MQ_OK;
 }
 
@@ -229,11 +240,13 @@ static mq_status head_ranks(mq_forward *f, mq_forward_mode mode, float *logits, 
 {
     int64_t part = f->m->vocab / f->n_ranks;
     for (int r = 0; r < f->n_ranks; r++) {
+        int from = r < f->n_held ? r : 0;
         mq_matrix w;
         MQ_TRY(mq_store_head(f->store, &w, r, err));
-        MQ_TRY(mq_forward_linear(f, mode, f->head_parts + r * n * part, f->h, &w, n, err));
+        if (from == r)
+            MQ_TRY(mq_forward_linear(f, mode, f->head_parts + r * n * part, f->h, &w, n, err));
         for (int64_t i = 0; i < n; i++)
-            f->host_perm[i * f->n_ranks + r] = (int32_t)(r * n + i);
+            f->host_perm[i * f->n_ranks + r] = (int32_t)(from * n + i);
     }
     MQ_TRY(f->k->upload(f->dev, f->head_perm, f->host_perm, n * f->n_ranks * 4, err));
     return f->k->gather(f->dev, logits, f->head_parts, f->head_perm, n * f->n_ranks, part, err);

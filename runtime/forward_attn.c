@@ -57,7 +57,7 @@ static mq_status attention_block(mq_forward *f, mq_forward_mode mode, int layer,
                                  const rows_of *rows, int64_t row0, const mq_tap *tap, mq_err *err)
 {
     int64_t n = rows->n_seqs * rows->seq_rows, hidden = f->m->hidden;
-    for (int r = 0; r < f->n_ranks; r++) {
+    for (int r = 0; r < f->n_held; r++) {
         mq_layer_weights w;
         MQ_TRY(mq_store_layer(f->store, &w, layer, r, err));
         if (r == 0) {
@@ -69,6 +69,7 @@ static mq_status attention_block(mq_forward *f, mq_forward_mode mode, int layer,
         if (r > 0)
             MQ_TRY(f->k->add(f->dev, f->y, f->part, n * hidden, err));
     }
+    MQ_TRY(mq_forward_loop_back(f, f->y, f->part, n * hidden, err));
     return f->k->add(f->dev, x, f->y, n * hidden, err);
 }
 

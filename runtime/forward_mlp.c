@@ -29,7 +29,7 @@ static mq_status dense_block(mq_forward *f, mq_forward_mode mode, int layer, flo
                              int64_t n, const mq_tap *tap, mq_err *err)
 {
     int64_t hidden = f->m->hidden;
-    for (int r = 0; r < f->n_ranks; r++) {
+    for (int r = 0; r < f->n_held; r++) {
         mq_layer_weights w;
         MQ_TRY(mq_store_layer(f->store, &w, layer, r, err));
         if (r == 0) {
@@ -44,6 +44,7 @@ static mq_status dense_block(mq_forward *f, mq_forward_mode mode, int layer, flo
         if (r > 0)
             MQ_TRY(f->k->add(f->dev, f->y, f->part, n * hidden, err));
     }
+    MQ_TRY(mq_forward_loop_back(f, f->y, f->part, n * hidden, err));
     return f->k->add(f->dev, x, f->y, n * hidden, err);
 }
 
@@ -168,10 +169,11 @@ static mq_status moe(mq_forward *f, mq_forward_mode mode, int layer, const mq_la
         f->n_distinct[layer] += f->first[e] < f->first[e + 1];
     moe_input in = {n <= f->max_rows ? f->h : NULL, x, w->post_norm};
     MQ_TRY(rank_experts(f, mode, layer, 0, f->y, &in, n, tap, err));
-    for (int r = 1; r < f->n_ranks; r++) {
+    for (int r = 1; r < f->n_held; r++) {
         MQ_TRY(rank_experts(f, mode, layer, r, f->y_rank, &in, n, tap, err));
         MQ_TRY(f->k->add(f->dev, f->y, f->y_rank, n * f->m->hidden, err));
     }
+    MQ_TRY(mq_forward_loop_back(f, f->y, f->y_rank, n * f->m->hidden, err));
     return f->k->add(f->dev, x, f->y, n * f->m->hidden, err);
 }
 

@@ -19,7 +19,7 @@ struct mq_forward {
     mq_dev *dev;
     mq_store *store;
     const mq_model *m;
-    int n_ranks;
+    int n_ranks, n_held; /* n_held: ranks that are computed, n_ranks or 1 (mq_store_only_rank) */
     int64_t max_rows, mlp_rows;
     int64_t head_rows; /* rows of a head block when there are several ranks */
     int n_captures;
@@ -60,6 +60,10 @@ struct mq_forward {
     int32_t *n_distinct;     /* [n_layers] experts that the last rows chose */
     int32_t *host_perm;      /* [head_rows * n_ranks] */
 };
+
+/* y [count], the contribution of the one rank there is: add it for every other rank, in rank order.
+ * scratch [count]; nothing to do where all ranks are there. */
+mq_status mq_forward_loop_back(mq_forward *f, float *y, float *scratch, int64_t count, mq_err *err);
 
 /* y [n, w.rows] = x w^T in the mode's order. */
 static inline mq_status mq_forward_linear(mq_forward *f, mq_forward_mode mode, float *y,

@@ -27,8 +27,9 @@ struct mq_store {
     mq_store_options options;
     mq_backend backend;
     mq_place place;
-    bool packed, resident;
+    bool packed, resident, synthetic;
     int n_layers, n_experts, n_ranks;
+    int only_rank, n_held; /* -1 and n_ranks, or the one rank there is and 1 */
 
     int64_t *layer_bytes,
         *experts_bytes; /* [n_layers]: everything but experts; all experts, all ranks */
@@ -38,20 +39,20 @@ struct mq_store {
 
     mq_slot norm_slot;
     const float *final_norm;
-    mq_matrix embedding, *head; /* head [n_ranks] */
+    mq_matrix embedding, *head; /* head [n_held] */
 
     void *reader; /* streaming */
     mq_slot layer_slot, expert_slot, vocab_slot;
     int held_layer, held_expert_layer, held_expert, held_expert_rank,
         held_vocab;          /* -1 or VOCAB_NONE: nothing */
-    mq_layer_weights *layer; /* [n_ranks] */
+    mq_layer_weights *layer; /* [n_held] */
     mq_mlp_weights expert;
     mq_store_expert_fn expert_fn; /* asked instead of the backend; NULL: none */
     void *expert_ctx;
 
     mq_slot *slots;           /* resident: [n_layers] then embedding, head */
-    mq_layer_weights *layers; /* [n_layers, n_ranks] */
-    mq_mlp_weights *experts;  /* [n_layers, n_experts, n_ranks] */
+    mq_layer_weights *layers; /* [n_layers, n_held] */
+    mq_mlp_weights *experts;  /* [n_layers, n_experts, n_held] */
     pthread_mutex_t progress_lock;
     int64_t done_bytes;
 };
@@ -97,16 +98,33 @@ mq_status mq_backend_check(const mq_matrix *m, int64_t rows, int64_t cols, mq_er
     return mq_matrix_check(m, err);
 }
 
+/* Where rank lies among those held, and which rank the i-th of them is. */
+static int held_index(const mq_store *s, int rank)
+{
+    return s->only_rank >= 0 ? 0 : rank;
+}
+
+static int held_rank(const mq_store *s, int64_t i)
+{
+    return s->only_rank >= 0 ? s->only_rank : (int)i;
+}
+
+static mq_status slot_alloc(mq_store *s, mq_slot *slot, int64_t n_bytes, mq_err *err)
+{
+    return s->backend.in_place ? mq_place_alloc(&s->place, slot, n_bytes, err)
+                               : mq_slot_alloc(slot, n_bytes, err);
+}
+
 /* ---- Measuring ---- */
 
 static mq_status measure_experts(mq_store *s, void *reader, int layer, mq_err *err)
 {
     int64_t total = 0;
-    for (int i = 0; i < s->n_experts * s->n_ranks; i++) {
+    for (int i = 0; i < s->n_experts * s->n_held; i++) {
         mq_slot slot = {.measuring = true};
         mq_mlp_weights w;
-        MQ_TRY(s->backend.ops->expert(s->backend.impl, reader, &slot, &w, layer, i / s->n_ranks,
-                                      i % s->n_ranks, err));
+        MQ_TRY(s->backend.ops->expert(s->backend.impl, reader, &slot, &w, layer, i / s->n_held,
+                                      held_rank(s, i % s->n_held), err));
         total += mq_round_up(slot.used, MQ_SLOT_ALIGN);
         s->max_expert_bytes = slot.used > s->max_expert_bytes ? slot.used : s->max_expert_bytes;
     }
@@ -182,18 +200,18 @@ static mq_status load_layer(mq_store *s, void *reader, int layer, mq_err *err)
     const mq_backend_ops *ops = s->backend.ops;
     mq_slot *slot = &s->slots[layer];
     int64_t bytes = mq_round_up(s->layer_bytes[layer], MQ_SLOT_ALIGN) + s->experts_bytes[layer];
-    MQ_TRY(mq_slot_alloc(slot, bytes, err));
-    MQ_TRY(ops->layer(s->backend.impl, reader, slot, s->layers + (int64_t)layer * s->n_ranks, layer,
+    MQ_TRY(slot_alloc(s, slot, bytes, err));
+    MQ_TRY(ops->layer(s->backend.impl, reader, slot, s->layers + (int64_t)layer * s->n_held, layer,
                       err));
-    int64_t n = s->backend.model->is_moe[layer] ? (int64_t)s->n_experts * s->n_ranks : 0;
-    mq_mlp_weights *experts = s->experts + (int64_t)layer * s->n_experts * s->n_ranks;
+    int64_t n = s->backend.model->is_moe[layer] ? (int64_t)s->n_experts * s->n_held : 0;
+    mq_mlp_weights *experts = s->experts + (int64_t)layer * s->n_experts * s->n_held;
     for (int64_t i = 0; i < n; i++) {
         slot->used = mq_round_up(slot->used, MQ_SLOT_ALIGN);
-        MQ_TRY(ops->expert(s->backend.impl, reader, slot, &experts[i], layer, (int)(i / s->n_ranks),
-                           (int)(i % s->n_ranks), err));
+        MQ_TRY(ops->expert(s->backend.impl, reader, slot, &experts[i], layer, (int)(i / s->n_held),
+                           held_rank(s, i % s->n_held), err));
     }
     MQ_TRY(mq_place_copy(&s->place, slot, err));
-    mq_place_move_layers(slot, s->layers + (int64_t)layer * s->n_ranks, s->n_ranks);
+    mq_place_move_layers(slot, s->layers + (int64_t)layer * s->n_held, s->n_held);
     mq_place_move_mlps(slot, experts, n);
     drop_host_copy(slot);
     report(s, bytes);
@@ -206,11 +224,11 @@ static mq_status load_vocab(mq_store *s, void *reader, bool is_head, mq_err *err
     mq_slot *slot = &s->slots[s->n_layers + is_head];
     mq_matrix *out = is_head ? s->head : &s->embedding;
     int64_t bytes = is_head ? s->head_bytes : s->embedding_bytes;
-    MQ_TRY(mq_slot_alloc(slot, bytes, err));
+    MQ_TRY(slot_alloc(s, slot, bytes, err));
     MQ_TRY((is_head ? s->backend.ops->head : s->backend.ops->embedding)(s->backend.impl, reader, slot,
                                                                         out, err));
     MQ_TRY(mq_place_copy(&s->place, slot, err));
-    mq_place_move_matrices(slot, out, is_head ? s->n_ranks : 1);
+    mq_place_move_matrices(slot, out, is_head ? s->n_held : 1);
     drop_host_copy(slot);
     report(s, bytes);
     return MQ_OK;
@@ -260,16 +278,18 @@ mq_status mq_store_load(mq_store *s, mq_err *err)
 {
     if (s->resident)
         return MQ_OK;
-    size_t n_layers = (size_t)s->n_layers, n_ranks = (size_t)s->n_ranks;
+    size_t n_layers = (size_t)s->n_layers, n_held = (size_t)s->n_held;
     s->slots = calloc(n_layers + 2, sizeof *s->slots);
-    s->layers = calloc(n_layers * n_ranks, sizeof *s->layers);
-    s->experts = calloc(n_layers * n_ranks * (size_t)(s->n_experts + 1), sizeof *s->experts);
+    s->layers = calloc(n_layers * n_held, sizeof *s->layers);
+    s->experts = calloc(n_layers * n_held * (size_t)(s->n_experts + 1), sizeof *s->experts);
     mq_status st = MQ_OK;
     if (!s->slots || !s->layers || !s->experts)
         st = mq_fail(err, MQ_E_NOMEM, "%s: out of memory", s->dir);
     s->held_vocab = VOCAB_NONE; /* embedding and head are about to move */
     s->done_bytes = s->norm_bytes;
-    int n_threads = s->options.n_threads > 0 ? s->options.n_threads : mq_cpu_count();
+    int n_threads = s->backend.in_place          ? 1
+                    : s->options.n_threads > 0 ? s->options.n_threads
+                                               : mq_cpu_count();
     if (st == MQ_OK)
         st = mq_drafters_begin(&s->drafters, err);
     if (st == MQ_OK)
@@ -303,25 +323,30 @@ static mq_status open_backend(mq_store *s, mq_err *err)
 {
     if (s->n_ranks < 1)
         return mq_fail(err, MQ_E_ARG, "%d ranks, expected at least 1", s->n_ranks);
-    s->packed = has_manifest(s->dir);
-    MQ_TRY(s->packed
-               ? mq_backend_open_packed(&s->backend, s->dir, s->n_ranks, s->options.check, err)
-               : mq_backend_open_checkpoint(&s->backend, s->dir, s->n_ranks, s->options.dflash,
-                                            err));
+    const mq_store_options *o = &s->options;
+    s->synthetic = o->synthetic != NULL;
+    s->packed = !o->synthetic && has_manifest(s->dir);
+    s->n_held = s->only_rank >= 0 ? 1 : s->n_ranks;
+    MQ_TRY(o->synthetic
+               ? mq_backend_open_synthetic(&s->backend, s->dir, s->n_ranks, o->synthetic,
+                                           o->kernels, o->dev, o->n_threads, err)
+           : s->packed
+               ? mq_backend_open_packed(&s->backend, s->dir, s->n_ranks, o->check, err)
+               : mq_backend_open_checkpoint(&s->backend, s->dir, s->n_ranks, o->dflash, err));
     const mq_model *m = s->backend.model;
     s->n_layers = m->n_layers;
     s->n_experts = m->n_experts;
     s->layer_bytes = calloc((size_t)m->n_layers, sizeof *s->layer_bytes);
     s->experts_bytes = calloc((size_t)m->n_layers, sizeof *s->experts_bytes);
-    s->layer = calloc((size_t)s->n_ranks, sizeof *s->layer);
-    s->head = calloc((size_t)s->n_ranks, sizeof *s->head);
+    s->layer = calloc((size_t)s->n_held, sizeof *s->layer);
+    s->head = calloc((size_t)s->n_held, sizeof *s->head);
     if (!s->layer_bytes || !s->experts_bytes || !s->layer || !s->head)
         return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", s->dir);
     MQ_TRY(mq_drafters_init(&s->drafters, &s->backend, &s->place, s->n_ranks, s->options.dflash,
                             s->options.mtp, err));
     MQ_TRY(s->backend.ops->reader_open(s->backend.impl, &s->reader, err));
     MQ_TRY(measure(s, err));
-    MQ_TRY(mq_slot_alloc(&s->norm_slot, s->norm_bytes, err));
+    MQ_TRY(slot_alloc(s, &s->norm_slot, s->norm_bytes, err));
     MQ_TRY(s->backend.ops->final_norm(s->backend.impl, s->reader, &s->norm_slot, &s->final_norm,
                                       err));
     MQ_TRY(mq_place_copy(&s->place, &s->norm_slot, err));
@@ -343,6 +368,7 @@ mq_status mq_store_open(mq_store **out, const char *dir, const mq_store_options 
     s->dir = copy;
     s->options = *options;
     s->n_ranks = options->n_ranks;
+    s->only_rank = options->synthetic ? options->synthetic->only_rank : -1;
     s->held_layer = s->held_expert_layer = s->held_expert = s->held_expert_rank = -1;
     pthread_mutex_init(&s->progress_lock, NULL);
     bool is_host = !options->kernels || !strcmp(options->kernels->name, "cpu");
@@ -413,32 +439,42 @@ int mq_store_n_ranks(const mq_store *s)
     return s->n_ranks;
 }
 
+int mq_store_only_rank(const mq_store *s)
+{
+    return s->only_rank;
+}
+
+bool mq_store_is_synthetic(const mq_store *s)
+{
+    return s->synthetic;
+}
+
 /* ---- Lending ---- */
 
 /* Ready slot for a load of at most n_bytes. */
-static mq_status slot_reuse(mq_slot *slot, int64_t n_bytes, mq_err *err)
+static mq_status slot_reuse(mq_store *s, mq_slot *slot, int64_t n_bytes, mq_err *err)
 {
     slot->used = 0;
-    return slot->mem ? MQ_OK : mq_slot_alloc(slot, n_bytes, err);
+    return slot->mem ? MQ_OK : slot_alloc(s, slot, n_bytes, err);
 }
 
 mq_status mq_store_layer(mq_store *s, mq_layer_weights *out, int layer, int rank, mq_err *err)
 {
     assert(layer >= 0 && layer < s->n_layers && rank >= 0 && rank < s->n_ranks);
     if (s->resident) {
-        *out = s->layers[(int64_t)layer * s->n_ranks + rank];
+        *out = s->layers[(int64_t)layer * s->n_held + held_index(s, rank)];
         return MQ_OK;
     }
     if (s->held_layer != layer) {
         s->held_layer = -1;
-        MQ_TRY(slot_reuse(&s->layer_slot, s->max_layer_bytes, err));
+        MQ_TRY(slot_reuse(s, &s->layer_slot, s->max_layer_bytes, err));
         MQ_TRY(s->backend.ops->layer(s->backend.impl, s->reader, &s->layer_slot, s->layer, layer,
                                      err));
         MQ_TRY(mq_place_copy(&s->place, &s->layer_slot, err));
-        mq_place_move_layers(&s->layer_slot, s->layer, s->n_ranks);
+        mq_place_move_layers(&s->layer_slot, s->layer, s->n_held);
         s->held_layer = layer;
     }
-    *out = s->layer[rank];
+    *out = s->layer[held_index(s, rank)];
     return MQ_OK;
 }
 
@@ -448,14 +484,15 @@ mq_status mq_store_expert(mq_store *s, mq_mlp_weights *out, int layer, int exper
     assert(layer >= 0 && layer < s->n_layers && s->backend.model->is_moe[layer]);
     assert(expert >= 0 && expert < s->n_experts && rank >= 0 && rank < s->n_ranks);
     if (s->resident) {
-        *out = s->experts[((int64_t)layer * s->n_experts + expert) * s->n_ranks + rank];
+        *out = s->experts[((int64_t)layer * s->n_experts + expert) * s->n_held + held_index(s, rank)];
         return MQ_OK;
     }
     if (s->expert_fn)
         return s->expert_fn(s->expert_ctx, out, layer, expert, err);
+    rank = held_rank(s, rank);
     if (s->held_expert_layer != layer || s->held_expert != expert || s->held_expert_rank != rank) {
         s->held_expert_layer = -1;
-        MQ_TRY(slot_reuse(&s->expert_slot, s->max_expert_bytes, err));
+        MQ_TRY(slot_reuse(s, &s->expert_slot, s->max_expert_bytes, err));
         MQ_TRY(s->backend.ops->expert(s->backend.impl, s->reader, &s->expert_slot, &s->expert,
                                       layer, expert, rank, err));
         MQ_TRY(mq_place_copy(&s->place, &s->expert_slot, err));
@@ -481,7 +518,7 @@ static mq_status hold_vocab(mq_store *s, int what, mq_err *err)
         return MQ_OK;
     int64_t most = s->embedding_bytes > s->head_bytes ? s->embedding_bytes : s->head_bytes;
     s->held_vocab = VOCAB_NONE;
-    MQ_TRY(slot_reuse(&s->vocab_slot, most, err));
+    MQ_TRY(slot_reuse(s, &s->vocab_slot, most, err));
     if (what == VOCAB_EMBEDDING)
         MQ_TRY(s->backend.ops->embedding(s->backend.impl, s->reader, &s->vocab_slot, &s->embedding,
                                          err));
@@ -491,7 +528,7 @@ static mq_status hold_vocab(mq_store *s, int what, mq_err *err)
     if (what == VOCAB_EMBEDDING)
         mq_place_move_matrices(&s->vocab_slot, &s->embedding, 1);
     else
-        mq_place_move_matrices(&s->vocab_slot, s->head, s->n_ranks);
+        mq_place_move_matrices(&s->vocab_slot, s->head, s->n_held);
     s->held_vocab = what;
     return MQ_OK;
 }
@@ -507,7 +544,7 @@ mq_status mq_store_head(mq_store *s, mq_matrix *out, int rank, mq_err *err)
 {
     assert(rank >= 0 && rank < s->n_ranks);
     MQ_TRY(hold_vocab(s, VOCAB_HEAD, err));
-    *out = s->head[rank];
+    *out = s->head[held_index(s, rank)];
     return MQ_OK;
 }
 

@@ -21,6 +21,15 @@ extern "C" {
 
 typedef struct mq_store mq_store;
 
+/* Weights made up instead of read: runtime/store_synthetic.c says how. */
+typedef struct mq_synthetic {
+    int n_layers;              /* the first so many of the config's; 0: all */
+    int only_rank;             /* hold this rank of n_ranks alone; -1: every rank */
+    mq_scheme expert_scheme;   /* MQ_SCHEME_INT4 (MQ_SCHEME_NONE means this too) or MQ_SCHEME_MXFP4 */
+    int group;                 /* INT4: 32, 64 (0 means this too) or 128; MXFP4: 0 */
+    uint64_t seed;
+} mq_synthetic;
+
 typedef struct mq_store_options {
     bool resident;
     int n_ranks; /* logical ranks R: a divisor of the packed model's N; 1 for a checkpoint or any R
@@ -37,9 +46,11 @@ typedef struct mq_store_options {
      * CPU's: host memory. */
     const mq_kernels *kernels;
     mq_dev *dev;
+    const mq_synthetic *synthetic; /* the model is a config.json, and no weights are there; NULL: read them.  Borrowed
+                                      while opening */
 } mq_store_options;
 
-/* Open dir: a packed model when it has a manifest.json, otherwise a checkpoint.  MQ_E_ARG: n_ranks
+/* Open dir: a packed model when it has a manifest.json, otherwise a checkpoint; with synthetic, a config.json.  MQ_E_ARG: n_ranks
  * does not fit; MQ_E_NOMEM; the statuses of formats/source.h and formats/manifest.h. */
 mq_status mq_store_open(mq_store **out, const char *dir, const mq_store_options *options,
                         mq_err *err);
@@ -53,6 +64,10 @@ const mq_model *mq_store_model(const mq_store *s);
 bool mq_store_is_packed(const mq_store *s);
 const char *mq_store_dir(const mq_store *s);
 int mq_store_n_ranks(const mq_store *s);
+/* The one rank of n_ranks that is there; -1: all are.  Where one is, what the calls below lend for
+ * any rank is that one's: the others' contributions are taken to equal its own. */
+int mq_store_only_rank(const mq_store *s);
+bool mq_store_is_synthetic(const mq_store *s);
 /* Bytes of weights a resident store holds, and the most a streaming one holds at a time; both known
  * from headers alone. */
 int64_t mq_store_resident_bytes(const mq_store *s);

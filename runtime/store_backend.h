@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "formats/source.h"
+#include "runtime/store.h"
 #include "src/model.h"
 #include "src/weights.h"
 
@@ -24,6 +25,7 @@ typedef struct mq_slot {
     int64_t cap, used;
     bool measuring;
     uint8_t *device; /* [cap] a copy in the device's memory (store_device.h), or NULL */
+    bool in_place;   /* mem is the device's memory itself, which the backend fills */
 } mq_slot;
 
 /* The next n_bytes of the slot; *out is NULL when measuring.  MQ_E_BUG: more than was measured. */
@@ -61,6 +63,7 @@ typedef struct mq_backend {
     void *impl;            /* owned */
     const mq_model *model; /* of impl */
     const mq_draft_model *draft; /* of impl; NULL: no DFlash drafter */
+    bool in_place; /* fills memory of the store's device: one thread at a time, no copies */
 } mq_backend;
 
 /* Open dir as a checkpoint or a packed model, seen by n_ranks logical ranks; with_draft: the number
@@ -69,6 +72,11 @@ mq_status mq_backend_open_checkpoint(mq_backend *out, const char *dir, int n_ran
                                      mq_err *err);
 mq_status mq_backend_open_packed(mq_backend *out, const char *dir, int n_ranks, bool check,
                                  mq_err *err);
+
+/* A config.json, weights made by kernels in dev's memory; kernels NULL: by the CPU's in host memory. */
+mq_status mq_backend_open_synthetic(mq_backend *out, const char *path, int n_ranks,
+                                    const mq_synthetic *synthetic, const mq_kernels *kernels,
+                                    mq_dev *dev, int n_threads, mq_err *err);
 
 /* Check a loaded (or, with NULL pointers, measured) matrix against the shape the model gives it. */
 mq_status mq_backend_check(const mq_matrix *m, int64_t rows, int64_t cols, mq_err *err);

@@ -272,7 +272,7 @@ mq_status mq_backend_open_checkpoint(mq_backend *out, const char *dir, int n_ran
                                        .draft = load_draft,
                                        .draft_layer = load_draft_layer,
                                        .close = close_checkpoint};
-    *out = (mq_backend){NULL, NULL, NULL, NULL};
+    *out = (mq_backend){.ops = NULL};
     checkpoint *c = calloc(1, sizeof *c);
     if (!c)
         return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", dir);
@@ -288,6 +288,6 @@ mq_status mq_backend_open_checkpoint(mq_backend *out, const char *dir, int n_ran
         return st;
     }
     c->m = &c->source->model;
-    *out = (mq_backend){&ops, c, c->m, draft};
+    *out = (mq_backend){.ops = &ops, .impl = c, .model = c->m, .draft = draft};
     return MQ_OK;
 }

@@ -6,9 +6,20 @@
 
 #include <stdlib.h>
 
-mq_status mq_place_copy(mq_place *p, mq_slot *slot, mq_err *err)
+mq_status mq_place_alloc(mq_place *p, mq_slot *slot, int64_t n_bytes, mq_err *err)
 {
     if (!p->kernels)
+        return mq_slot_alloc(slot, n_bytes, err);
+    void *mem;
+    MQ_TRY(mq_wrap(err, p->kernels->alloc(p->dev, &mem, n_bytes + 1, err), "weights of %lld bytes",
+                   (long long)n_bytes));
+    *slot = (mq_slot){.mem = mem, .cap = n_bytes, .in_place = true};
+    return MQ_OK;
+}
+
+mq_status mq_place_copy(mq_place *p, mq_slot *slot, mq_err *err)
+{
+    if (!p->kernels || slot->in_place)
         return MQ_OK;
     pthread_mutex_lock(&p->lock);
     mq_status st = MQ_OK;
@@ -28,6 +39,10 @@ void mq_place_free(mq_place *p, mq_slot *slot)
     if (slot->device)
         p->kernels->release(p->dev, slot->device);
     slot->device = NULL;
+    if (slot->in_place) {
+        p->kernels->release(p->dev, slot->mem);
+        slot->mem = NULL;
+    }
     mq_slot_free(slot);
 }
 

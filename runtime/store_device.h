@@ -20,6 +20,9 @@ typedef struct mq_place {
     pthread_mutex_t lock;
 } mq_place;
 
+/* An empty slot that is the device's own memory (the host's where kernels is NULL), to be filled there.  MQ_E_NOMEM,
+ * MQ_E_DEVICE. */
+mq_status mq_place_alloc(mq_place *p, mq_slot *slot, int64_t n_bytes, mq_err *err);
 /* Copy what slot holds to its memory on the device, allocated at the first call for all that it may hold.
  * MQ_E_NOMEM, MQ_E_DEVICE. */
 mq_status mq_place_copy(mq_place *p, mq_slot *slot, mq_err *err);

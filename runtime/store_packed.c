@@ -475,7 +475,7 @@ mq_status mq_backend_open_packed(mq_backend *out, const char *dir, int n_ranks, 
                                        .draft = load_draft,
                                        .draft_layer = load_draft_layer,
                                        .close = close_packed};
-    *out = (mq_backend){NULL, NULL, NULL, NULL};
+    *out = (mq_backend){.ops = NULL};
     packed *c = calloc(1, sizeof *c);
     if (!c)
         return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", dir);
@@ -495,6 +495,7 @@ mq_status mq_backend_open_packed(mq_backend *out, const char *dir, int n_ranks, 
         close_packed(c);
         return st;
     }
-    *out = (mq_backend){&ops, c, c->m, c->p->has_draft ? &c->p->draft : NULL};
+    *out = (mq_backend){
+        .ops = &ops, .impl = c, .model = c->m, .draft = c->p->has_draft ? &c->p->draft : NULL};
     return MQ_OK;
 }
