@@ -87,6 +87,8 @@ void mq_calibration_close(mq_calibration *c)
         return;
     mq_hidden_close(c->before);
     mq_corpus_release(&c->corpus);
+    free(c->lines);
+    free(c->is_sound);
     free(c);
 }
 
@@ -102,79 +104,10 @@ const mq_corpus *mq_calibration_corpus(const mq_calibration *c)
 
 /* ---- Groups ---- */
 
-static int64_t group_of(const mq_convert_job *job, int layer)
-{
-    for (int64_t g = 0; g < job->n_groups; g++) {
-        const mq_file_spec *f = &job->plan->files[job->groups[g].file0];
-        if (f->kind == MQ_SHARD_LAYER && f->layer == layer)
-            return g;
-    }
-    return -1;
-}
-
 void mq_calibration_others(const mq_convert_job *job, bool *wanted)
 {
     for (int64_t g = 0; g < job->n_groups; g++)
         wanted[g] = !mq_convert_group_is_calibrated(job, g);
-}
-
-/* ---- Resume ---- */
-
-static const mq_journal_layer *find_layer(const mq_journal_record *old, int layer)
-{
-    for (int64_t i = old->n_layers - 1; i >= 0; i--)
-        if (old->layers[i].layer == layer)
-            return &old->layers[i];
-    return NULL;
-}
-
-/* How many layers from the first on have all that they leave behind: shards, account, line. */
-static int layers_behind(const mq_calibration *c, mq_convert_done *done, const mq_journal_record *old)
-{
-    for (int l = 0; l <= c->last; l++) {
-        const mq_journal_layer *line = find_layer(old, l);
-        if (!line)
-            return l;
-        if (c->job->expert_scheme[l] != MQ_SCHEME_INT4)
-            continue;
-        mq_convert_done *d = &done[group_of(c->job, l)];
-        if (!d->is_done || !line->loss.measured)
-            return l;
-        if (!d->account.n_experts && !mq_account_from_stats(&d->account, d->entry.stats, c->m->n_experts))
-            return l;
-        d->account.loss = line->loss;
-    }
-    return c->last + 1;
-}
-
-mq_status mq_calibration_resume(mq_calibration *c, const char **keep, mq_convert_done *done,
-                                const mq_journal_record *old, const mq_calibration_plan *plan, mq_err *err)
-{
-    *keep = NULL;
-    c->first_layer = 0;
-    int n = layers_behind(c, done, old);
-    if (n > c->last) {
-        c->first_layer = n;
-        return MQ_OK;
-    }
-    /* The last one that is there: a crash may have left those of two layers, and a run that had to go back leaves earlier ones. */
-    for (int l = n - 1; l >= 0; l--) {
-        const mq_journal_layer *line = find_layer(old, l);
-        mq_err why;
-        mq_hidden_name(c->saved_name, l);
-        mq_status st = line->has_hidden
-                           ? mq_hidden_open(&c->before, c->job->opt.out_dir, c->saved_name, c->n_rows, c->m->hidden,
-                                            line->hidden, plan->in_memory, plan->n_threads, &why)
-                           : MQ_E_HASH;
-        if (st == MQ_OK) {
-            c->first_layer = l + 1;
-            *keep = c->saved_name;
-            return MQ_OK;
-        }
-        if (st != MQ_E_HASH && st != MQ_E_IO)
-            return mq_fail(err, st, "%s", why.text);
-    }
-    return MQ_OK;
 }
 
 int64_t mq_calibration_scratch_left(const mq_calibration *c, const mq_calibration_plan *plan)
@@ -272,13 +205,21 @@ static void close_all(mq_calibration *c)
     mq_progress_free(c->progress);
 }
 
+/* Does the layer only have to be run, its codes lying in shards? */
+static bool is_replay(const mq_calibration *c)
+{
+    return c->is_sound && c->is_sound[c->layer] && c->job->expert_scheme[c->layer] == MQ_SCHEME_INT4;
+}
+
 /* What the attention half of an MoE layer leaves, to codes and, where a layer follows, to the stream behind the layer. */
 static mq_status do_moe(mq_calibration *c, mq_err *err)
 {
     mq_layer_weights w;
     MQ_TRY(mq_store_layer(c->store, &w, c->layer, 0, err));
     c->post_norm = w.post_norm;
-    if (c->job->expert_scheme[c->layer] == MQ_SCHEME_INT4) {
+    if (is_replay(c)) {
+        MQ_TRY(mq_replay_experts(c, err));
+    } else if (c->job->expert_scheme[c->layer] == MQ_SCHEME_INT4) {
         MQ_TRY(mq_calibrate_experts(c, err));
         MQ_TRY(mq_calibrate_loss(c, err));
     } else {
@@ -302,7 +243,7 @@ static mq_status write_shards(mq_calibration *c, int64_t group, mq_convert_done 
     return st;
 }
 
-static mq_status remove_hidden(const mq_calibration *c, int layer, mq_err *err)
+mq_status mq_calibration_remove_hidden(const mq_calibration *c, int layer, mq_err *err)
 {
     char name[MQ_HIDDEN_NAME_BYTES];
     mq_hidden_name(name, layer);
@@ -330,8 +271,12 @@ static mq_status do_layer(mq_calibration *c, mq_convert_done *done, int64_t *n_w
         MQ_TRY(do_moe(c, err));
     if (line.has_hidden)
         MQ_TRY(mq_hidden_save(c->mid, line.hidden, c->plan->n_threads, err));
-    if (calibrated) {
-        int64_t group = group_of(c->job, c->layer);
+    mq_calibration_check_line(c, done, &line);
+    int64_t group = mq_calibration_group(c->job, c->layer);
+    if (is_replay(c)) {
+        line.loss = done[group].account.loss;
+        mq_progress_add(c->progress, c->n_rows);
+    } else if (calibrated) {
         MQ_TRY(write_shards(c, group, done, n_weights, err));
         line.loss = c->account.loss;
         mq_account_release(&done[group].account);
@@ -341,7 +286,7 @@ static mq_status do_layer(mq_calibration *c, mq_convert_done *done, int64_t *n_w
     MQ_TRY(mq_journal_write_layer(c->means->journal, &line, err));
     c->before = c->mid;
     c->mid = NULL;
-    return c->layer > 0 ? remove_hidden(c, c->layer - 1, err) : MQ_OK;
+    return c->layer > 0 ? mq_calibration_remove_hidden(c, c->layer - 1, err) : MQ_OK;
 }
 
 /* Progress counts rows, weighed by what is done with them. */
@@ -349,6 +294,8 @@ static int64_t work_of(const mq_calibration *c)
 {
     int64_t total = 0;
     for (int l = c->first_layer; l <= c->last; l++) {
+        if (c->jump_to && l > c->jump_after && l <= c->jump_to)
+            continue;
         bool calibrated = c->job->expert_scheme[l] == MQ_SCHEME_INT4;
         total += c->n_rows;
         total += c->m->is_moe[l] ? 10 * c->n_rows / c->m->n_experts * c->m->n_experts : 0;
@@ -371,8 +318,11 @@ mq_status mq_calibration_run(mq_calibration *c, mq_convert_done *done, int64_t *
         st = open_model(c, err);
     if (st == MQ_OK)
         st = open_rows(c, err);
-    for (c->layer = c->first_layer; st == MQ_OK && c->layer <= c->last; c->layer++)
+    for (c->layer = c->first_layer; st == MQ_OK && c->layer <= c->last; c->layer++) {
         st = do_layer(c, done, n_weights, err);
+        if (st == MQ_OK && c->jump_to && c->layer == c->jump_after)
+            st = mq_calibration_jump(c, err);
+    }
     close_all(c);
     return st;
 }

@@ -52,9 +52,10 @@ int64_t mq_calibration_rows(const mq_calibration *c);
 /* Tokens that each file of the text gave: [n_files] windows. */
 const mq_corpus *mq_calibration_corpus(const mq_calibration *c);
 
-/* After mq_resume_groups: which layers need not be done again.  Fills the accounts of those in done.  *keep is the name of
- * the saved residual stream to go on from, borrowed; NULL: none. */
-mq_status mq_calibration_resume(mq_calibration *c, const char **keep, mq_convert_done *done,
+/* After mq_resume_groups: which layers need not be done again.  Fills the accounts of those in done.  keep [*n_keep] are the names of
+ * the saved residual streams to go on from, borrowed.  Layers whose shards are sound are not calibrated again, at most run. */
+enum { MQ_CALIB_KEEP = 2 };
+mq_status mq_calibration_resume(mq_calibration *c, const char *keep[MQ_CALIB_KEEP], int64_t *n_keep, mq_convert_done *done,
                                 const mq_journal_record *old, const mq_calibration_plan *plan, mq_err *err);
 
 /* Free space that the scratch files still need: less after mq_calibration_resume, which found some of them. */

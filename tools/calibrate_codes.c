@@ -159,6 +159,14 @@ void mq_codes_cut(uint8_t *out, const uint8_t *tiles, int64_t n_tiles, int64_t f
         memcpy(out + t * n, tiles + t * full + from, (size_t)n);
 }
 
+void mq_codes_paste(uint8_t *tiles, const uint8_t *part, int64_t n_tiles, int64_t full_cols, int64_t col0, int64_t n_cols,
+                    int group)
+{
+    int64_t full = mq_tile_bytes(full_cols, group), to = mq_tile_bytes(col0, group), n = mq_tile_bytes(n_cols, group);
+    for (int64_t t = 0; t < n_tiles; t++)
+        memcpy(tiles + t * full + to, part + t * n, (size_t)n);
+}
+
 mq_status mq_codes_lend(void *ctx, mq_mlp_weights *out, int layer, int expert, mq_err *err)
 {
     mq_codes *c = ctx;

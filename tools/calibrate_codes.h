@@ -44,6 +44,10 @@ mq_status mq_codes_read(const mq_codes *c, uint8_t *out, int64_t expert, bool is
 void mq_codes_cut(uint8_t *out, const uint8_t *tiles, int64_t n_tiles, int64_t full_cols, int64_t col0, int64_t n_cols,
                   int group);
 
+/* And back: part, such columns, to their place in tiles. */
+void mq_codes_paste(uint8_t *tiles, const uint8_t *part, int64_t n_tiles, int64_t full_cols, int64_t col0, int64_t n_cols,
+                    int group);
+
 /* Lend an expert to a store (mq_store_expert_fn); ctx is the mq_codes.  Valid until the next call; one thread. */
 mq_status mq_codes_lend(void *ctx, mq_mlp_weights *out, int layer, int expert, mq_err *err);
 

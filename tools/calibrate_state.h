@@ -39,6 +39,11 @@ struct mq_calibration {
     /* From the journal. */
     int first_layer; /* to be done */
     char saved_name[MQ_HIDDEN_NAME_BYTES];
+    mq_journal_layer *lines; /* [last + 1] layer -1: none; NULL: not resumed */
+    bool *is_sound;          /* [last + 1] the layer has all that it leaves behind; NULL: not resumed */
+    /* Once jump_after is done, with the stream that its line tells of, the layers to jump_to are not run; jump_to 0: no such. */
+    int jump_after, jump_to;
+    char jump_name[MQ_HIDDEN_NAME_BYTES];
 
     /* While running. */
     const mq_calibration_plan *plan;
@@ -81,6 +86,15 @@ int mq_calibration_ordinal(const mq_convert_job *job, int i);
 /* Complete the job's recipe from options, text, devices and machine. */
 mq_status mq_calibration_fill_recipe(mq_calibration *c, mq_err *err);
 
+/* The group of a layer's shards. */
+int64_t mq_calibration_group(const mq_convert_job *job, int layer);
+/* Remove the stream saved behind layer, if it is there. */
+mq_status mq_calibration_remove_hidden(const mq_calibration *c, int layer, mq_err *err);
+/* line is about to be journalled.  If the old journal told of another stream, nothing that was made behind it holds. */
+void mq_calibration_check_line(mq_calibration *c, mq_convert_done *done, const mq_journal_layer *line);
+/* jump_after is done: go on behind jump_to. */
+mq_status mq_calibration_jump(mq_calibration *c, mq_err *err);
+
 void mq_hidden_name(char name[MQ_HIDDEN_NAME_BYTES], int layer);
 int64_t mq_span_windows(int64_t window, int64_t n_windows);
 
@@ -96,6 +110,8 @@ void mq_expert_benches_close(mq_calibration *c);
 
 /* Codes of all experts of c->layer into c->codes, and with INT4 its account; c->mid and the routes are there. */
 mq_status mq_calibrate_experts(mq_calibration *c, mq_err *err);
+/* Codes of all experts of c->layer, which is sound, out of its shards into c->codes. */
+mq_status mq_replay_experts(mq_calibration *c, mq_err *err);
 /* Experts that stay MXFP4: their units into c->codes, so that the forward pass computes what the packed model will. */
 mq_status mq_reorder_experts(mq_calibration *c, mq_err *err);
 

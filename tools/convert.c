@@ -215,17 +215,19 @@ static mq_status take_up(conversion *c, mq_err *err)
     if (!c->opt.rehash)
         mq_resume_hashes(&c->in, &c->old);
     MQ_TRY(mq_journal_continue(&c->journal, c->opt.out_dir, c->old.good_bytes, err));
-    const char *scratch = NULL;
+    const char *scratch[MQ_CALIB_KEEP];
+    int64_t n_scratch = 0;
     if (c->calib)
-        MQ_TRY(mq_calibration_resume(c->calib, &scratch, c->done, &c->old, &c->calib_plan, err));
-    const char **keep = calloc((size_t)c->job.plan->n_files + 1, sizeof *keep);
+        MQ_TRY(mq_calibration_resume(c->calib, scratch, &n_scratch, c->done, &c->old, &c->calib_plan, err));
+    const char **keep = calloc((size_t)c->job.plan->n_files + MQ_CALIB_KEEP, sizeof *keep);
     if (!keep)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");
     for (int64_t g = 0; g < c->job.n_groups; g++)
         for (int f = 0; c->done[g].is_done && f < c->done[g].entry.n_files; f++)
             keep[n_keep++] = c->done[g].entry.files[f].name;
-    keep[n_keep] = scratch;
-    mq_status st = mq_folder_clean(c->opt.out_dir, keep, n_keep + (scratch != NULL), err);
+    for (int64_t i = 0; i < n_scratch; i++)
+        keep[n_keep + i] = scratch[i];
+    mq_status st = mq_folder_clean(c->opt.out_dir, keep, n_keep + n_scratch, err);
     free(keep);
     if (n_damaged)
         mq_cli_warn(c->cli, "%lld finished parts are damaged or missing and are done again", (long long)n_damaged);

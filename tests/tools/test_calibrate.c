@@ -484,6 +484,145 @@ START_TEST(a_run_that_went_back_is_not_sent_back_again)
 }
 END_TEST
 
+/* Scale searches of this process: two an expert that is calibrated. */
+static _Atomic int n_searches;
+
+static mq_status counted_search(mq_dev *dev, float *scale, const float *w, const float *omega, int64_t rows, int64_t cols,
+                                int group, mq_err *err)
+{
+    n_searches++;
+    return mq_kernels_find("cpu")->search_scales(dev, scale, w, omega, rows, cols, group, err);
+}
+
+/* Run in a child to the end; how many layers it calibrated, of 16 experts each. */
+static int run_counted(const mq_convert_options *options)
+{
+    int ends[2], n = -1;
+    ck_assert_int_eq(pipe(ends), 0);
+    pid_t pid = fork();
+    ck_assert_int_ge(pid, 0);
+    if (pid == 0) {
+        mq_kernels counted = *mq_kernels_find("cpu");
+        mq_convert_options o = *options;
+        mq_convert_result r;
+        mq_err err;
+        counted.search_scales = counted_search;
+        o.kernels = &counted;
+        mq_status st = mq_convert(&r, &o, &quiet_cli, &err);
+        if (st != MQ_OK)
+            fprintf(stderr, "child: %s\n", err.text);
+        n = st == MQ_OK ? n_searches : -1;
+        _exit(write(ends[1], &n, sizeof n) != sizeof n);
+    }
+    close(ends[1]);
+    ck_assert_int_eq(read(ends[0], &n, sizeof n), sizeof n);
+    close(ends[0]);
+    waitpid(pid, NULL, 0);
+    ck_assert_int_ge(n, 0);
+    ck_assert_int_eq(n % 32, 0);
+    return n / 32;
+}
+
+/* Another digest than that of the stream behind layer 1, wherever the journal tells of it. */
+static void change_digest(const char *dir)
+{
+    static const char start[] = "{\"layer\":1,\"hidden\":\"";
+    char *path = in_dir(dir, MQ_JOURNAL_NAME);
+    mq_buf all = mq_buf_empty();
+    mq_err err;
+    mq_assert_ok(mq_file_load(&all, path, 1 << 24, &err), &err);
+    char *at = strstr(all.data, start);
+    ck_assert_ptr_nonnull(at);
+    at += sizeof start - 1;
+    *at = *at == '0' ? '1' : '0';
+    mq_assert_ok(mq_file_save(dir, MQ_JOURNAL_NAME, all.data, all.n_bytes, &err), &err);
+    mq_buf_release(&all);
+    free(path);
+}
+
+static void remove_streams(const char *dir)
+{
+    char **names;
+    int64_t n;
+    mq_err err;
+    mq_assert_ok(mq_dir_list(&names, &n, dir, &err), &err);
+    for (int64_t i = 0; i < n; i++)
+        if (strncmp(names[i], MQ_HIDDEN_NAME, strlen(MQ_HIDDEN_NAME)) == 0) {
+            char *path = in_dir(dir, names[i]);
+            unlink(path);
+            free(path);
+        }
+    mq_dir_list_free(names, n);
+}
+
+/* Layers whose shards are sound are not calibrated again: not behind a damaged one, unless what it leaves behind is another than
+ * before, and not where only the stream was lost. */
+START_TEST(sound_layers_are_not_calibrated_again)
+{
+    enum { SHARD = 1, TWO_SHARDS = 2, STREAMS = 4, DIGEST = 8, COMPRESSED = 16 };
+    const struct {
+        int harm, n_again; /* of layers 1 to 3 */
+    } cases[] = {{TWO_SHARDS, 2}, {SHARD | DIGEST, 3}, {SHARD, 1}, {STREAMS, 0}, {SHARD | STREAMS, 1}, {SHARD | COMPRESSED, 1}};
+    const char *dir = mq_test_dir();
+    char *out = in_dir(dir, "sound");
+    uint8_t want[MQ_SHA256_BYTES], got[MQ_SHA256_BYTES];
+    mq_convert_options o = options(mq_test_path("tests/data/nano"), out);
+    size_t n_cases = getenv("MQ_TEST_SMALL") ? 2 : sizeof cases / sizeof cases[0];
+    for (size_t i = 0; i < n_cases; i++) {
+        int harm = cases[i].harm;
+        o.zstd_level = harm & COMPRESSED ? 1 : 0;
+        o.resume = false;
+        if (i == 0 || o.zstd_level) {
+            o.overwrite = i > 0;
+            ck_assert_int_eq(run_counted(&o), 5);
+            folder_digest(want, out);
+        }
+        o.overwrite = true;
+        kill_at(&o, "scratch-hidden-004");
+        int left = 2 - journal_lines(out, "{\"layer\":4,"); /* layers 4 and 5 */
+        if (harm & (SHARD | TWO_SHARDS))
+            flip_byte(out, "layer-001-rank-01-of-02.mqs");
+        if (harm & TWO_SHARDS)
+            flip_byte(out, "layer-003-rank-00-of-02.mqs");
+        if (harm & STREAMS)
+            remove_streams(out);
+        if (harm & DIGEST)
+            change_digest(out);
+        o.overwrite = false;
+        o.resume = true;
+        int n = run_counted(&o), expected = harm & DIGEST ? 5 : cases[i].n_again + left;
+        ck_assert_msg(n == expected, "case %zu: %d layers calibrated, expected %d", i, n, expected);
+        folder_digest(got, out);
+        ck_assert_msg(memcmp(want, got, sizeof want) == 0, "case %zu: other bytes", i);
+    }
+    free(out);
+}
+END_TEST
+
+/* A run that is killed while it makes a damaged layer again still jumps when it goes on. */
+START_TEST(a_run_that_mends_a_layer_may_be_killed)
+{
+    const char *dir = mq_test_dir();
+    char *out = in_dir(dir, "mended");
+    uint8_t want[MQ_SHA256_BYTES], got[MQ_SHA256_BYTES];
+    mq_convert_options o = options(mq_test_path("tests/data/nano"), out);
+    ck_assert(run_child(&o, 0));
+    folder_digest(want, out);
+    o.overwrite = true;
+    kill_at(&o, "scratch-hidden-004");
+    int left = 2 - journal_lines(out, "{\"layer\":4,");
+    flip_byte(out, "layer-002-rank-00-of-02.mqs");
+    o.overwrite = false;
+    o.resume = true;
+    kill_at(&o, "scratch-hidden-001");
+    int n = run_counted(&o);
+    ck_assert_msg(n == 1 + left, "%d layers calibrated, expected %d", n, 1 + left);
+    folder_digest(got, out);
+    ck_assert_msg(memcmp(want, got, sizeof want) == 0, "other bytes");
+    free(out);
+}
+END_TEST
+
 START_TEST(another_recipe_or_text_is_refused)
 {
     const char *dir = mq_test_dir();
@@ -586,6 +725,8 @@ int main(void)
     tcase_add_test(t, killed_runs_go_on_to_the_same_bytes);
     tcase_add_test(t, damage_costs_work_and_no_byte);
     tcase_add_test(t, a_run_that_went_back_is_not_sent_back_again);
+    tcase_add_test(t, sound_layers_are_not_calibrated_again);
+    tcase_add_test(t, a_run_that_mends_a_layer_may_be_killed);
     tcase_add_test(t, saved_streams_are_those_of_the_finished_model);
     tcase_add_test(t, the_account_tells_of_every_matrix);
     tcase_add_test(t, threads_and_memory_change_no_byte);
