@@ -46,6 +46,8 @@ typedef struct mq_calibration_plan {
  * thread_bytes: what the process takes besides.  MQ_E_NOMEM says what is needed. */
 mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job *job, int64_t n_rows, int64_t window,
                                   int n_threads, int64_t budget, int64_t fixed_bytes, int64_t thread_bytes, mq_err *err);
+/* Bytes that a whole run writes to scratch files, one layer after the other; *saved_bytes of them are residual streams to go on from. */
+int64_t mq_calibration_scratch_writes(int64_t *saved_bytes, const mq_convert_job *job, const mq_calibration_plan *plan);
 /* Windows of the calibration: the option's, or 2048, or the model's limit. */
 int64_t mq_calibration_window(const mq_convert_job *job);
 int64_t mq_calibration_rows(const mq_calibration *c);

@@ -134,3 +134,24 @@ mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job
                                              job->n_mxfp4_layers ? mq_codes_bytes(&shape, MQ_GROUP_MXFP4) : 0);
     return MQ_OK;
 }
+
+int64_t mq_calibration_scratch_writes(int64_t *saved_bytes, const mq_convert_job *job, const mq_calibration_plan *plan)
+{
+    const mq_model *m = &job->source->model;
+    mq_codes_shape shape = codes_shape(m);
+    int64_t stream = 4 * plan->n_rows * m->hidden, total = 0;
+    int last = 0;
+    *saved_bytes = 0;
+    for (int l = 0; l < m->n_layers; l++)
+        last = job->expert_scheme[l] == MQ_SCHEME_INT4 ? l : last;
+    for (int l = 0; l <= last; l++) {
+        int group = job->expert_scheme[l] == MQ_SCHEME_INT4 ? job->opt.group : MQ_GROUP_MXFP4;
+        if (m->is_moe[l])
+            total += m->n_experts * (mq_codes_gate_up_bytes(&shape, group) + mq_codes_down_bytes(&shape, group));
+        /* In a file both halves write their rows, on the heap they are written once; behind the last layer nothing is. */
+        int64_t n_writes = plan->in_memory ? l < last : 1 + (m->is_moe[l] && l < last);
+        total += n_writes * stream;
+        *saved_bytes += l < last ? stream : 0;
+    }
+    return total;
+}

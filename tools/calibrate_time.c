@@ -108,14 +108,16 @@ static double expert_seconds(const mq_calib_work *work, const mq_calib_rates *ra
 
 static double forward_seconds(const mq_calib_work *work, const mq_calib_rates *rates)
 {
-    double rows = (double)work->n_rows + 2.0 * (double)mq_min(work->loss_rows, work->n_rows);
-    return (double)(work->n_layers - work->n_dense) * rows * work->m->n_experts_per_tok * rates->expert_row;
+    double n_followed = (double)(work->n_layers - work->n_dense - 1); /* nothing follows the last one */
+    double rows = n_followed * (double)work->n_rows;
+    rows += 2.0 * (double)work->n_calibrated * (double)mq_min(work->loss_rows, work->n_rows);
+    return rows * work->m->n_experts_per_tok * rates->expert_row;
 }
 
 static double disk_seconds(const mq_calib_work *work, const mq_calib_rates *rates)
 {
-    double scratch = (double)work->n_layers * (double)work->layer_scratch_bytes;
-    double hashed = (double)work->write_bytes + scratch; /* the source is hashed beside the work */
+    double scratch = (double)work->scratch_bytes;
+    double hashed = (double)work->write_bytes + (double)work->saved_bytes; /* the source is hashed beside the work */
     return (double)work->read_bytes * rates->read_byte + ((double)work->write_bytes + scratch) * rates->write_byte +
            hashed * rates->hash_byte / work->n_threads;
 }

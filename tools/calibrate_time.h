@@ -20,7 +20,7 @@ typedef struct mq_calib_work {
     int64_t n_dense;      /* of these, layers without experts */
     int n_threads, n_workers;
     int64_t read_bytes, write_bytes; /* of the whole run: checkpoint in, shards out */
-    int64_t layer_scratch_bytes;     /* written to scratch files for each layer */
+    int64_t scratch_bytes, saved_bytes; /* written to scratch files in the whole run; of these, saved and hashed */
 } mq_calib_work;
 
 /* Seconds, of one unit each, measured with the threads that the run has. */

@@ -115,8 +115,7 @@ mq_status mq_convert_expect(mq_convert_result *r, const mq_convert_job *job, con
     if (plan->device_bytes)
         return MQ_OK; /* what is measured is the CPU */
     const mq_model *m = &job->source->model;
-    int64_t stream = 4 * plan->n_rows * m->hidden;
-    mq_codes_shape shape = {.n_experts = m->n_experts, .hidden = m->hidden, .width = m->moe_intermediate};
+    int64_t saved, scratch = mq_calibration_scratch_writes(&saved, job, plan);
     mq_calib_work work = {.m = m,
                           .recipe = &job->opt.calib.recipe,
                           .n_rows = plan->n_rows,
@@ -127,7 +126,8 @@ mq_status mq_convert_expect(mq_convert_result *r, const mq_convert_job *job, con
                           .n_workers = plan->n_workers,
                           .read_bytes = r->bytes_in,
                           .write_bytes = r->bytes_out,
-                          .layer_scratch_bytes = stream + mq_codes_bytes(&shape, job->opt.group)};
+                          .scratch_bytes = scratch,
+                          .saved_bytes = saved};
     for (int l = 0; l < m->n_layers; l++)
         if (job->expert_scheme[l] == MQ_SCHEME_INT4) {
             work.n_calibrated++;

@@ -116,7 +116,8 @@ static mq_status check(const mq_maker *m, mq_err *err)
             return mq_fail(err, MQ_E_ARG, "a dimension or count below 1");
     if (m->fused && (m->heads % m->kv_heads || m->swa_heads % m->kv_heads || m->swa_kv_heads % m->kv_heads))
         return mq_fail(err, MQ_E_ARG, "fused: heads are not multiples of the %d chunks", m->kv_heads);
-    if (m->expert_scheme == MQ_SCHEME_MXFP4_ROWS && (m->hidden % MQ_MX_GROUP || m->moe_intermediate % MQ_MX_GROUP))
+    if ((m->expert_scheme == MQ_SCHEME_MXFP4_ROWS || m->mx_layers) &&
+        (m->hidden % MQ_MX_GROUP || m->moe_intermediate % MQ_MX_GROUP))
         return mq_fail(err, MQ_E_ARG, "MXFP4: widths are not multiples of %d", MQ_MX_GROUP);
     if (m->top_k > m->experts)
         return mq_fail(err, MQ_E_ARG, "%d experts a token of %d", m->top_k, m->experts);

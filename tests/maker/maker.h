@@ -23,6 +23,7 @@ typedef struct mq_maker {
     bool swa_sink, full_sink;
     bool fused;              /* fused qkv, as in V2.5 and Pro */
     mq_scheme expert_scheme; /* BF16, F16, F32, FP8_BLOCK or MXFP4_ROWS */
+    int mx_layers;           /* of the layers with experts, so many first ones have MXFP4 experts whatever expert_scheme */
     mq_scheme scheme;        /* of the other matrices: BF16, F16, F32 or FP8_BLOCK (o_proj, embedding, head stay BF16) */
     bool router_bf16;        /* F32 otherwise */
     int mtp;                 /* MTP layers */

@@ -38,7 +38,7 @@ static void integers(mq_json_writer *w, const mq_maker *m)
 
 static void quantization(mq_json_writer *w, const mq_maker *m)
 {
-    bool mx = m->expert_scheme == MQ_SCHEME_MXFP4_ROWS;
+    bool mx = m->expert_scheme == MQ_SCHEME_MXFP4_ROWS || m->mx_layers > 0;
     if (!mx && m->expert_scheme != MQ_SCHEME_FP8_BLOCK && m->scheme != MQ_SCHEME_FP8_BLOCK)
         return;
     mq_json_write_object(w, "quantization_config");

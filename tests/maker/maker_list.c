@@ -103,12 +103,13 @@ static void mlp(maker_list *l, const char *prefix, mq_scheme s, int64_t hidden, 
 static void experts(maker_list *l, const mq_maker *m, int layer)
 {
     char prefix[64];
+    bool mx = layer < m->dense_layers + m->mx_layers;
     snprintf(prefix, sizeof prefix, "model.layers.%d.mlp.", layer);
     matrix(l, prefix, "gate.weight", m->router_bf16 ? MQ_SCHEME_BF16 : MQ_SCHEME_F32, 1, m->experts, m->hidden);
     vector(l, prefix, "gate.e_score_correction_bias", MQ_DT_F32, FILL_NORMAL, 1.0 / 64, m->experts);
     for (int e = 0; e < m->experts; e++) {
         snprintf(prefix, sizeof prefix, "model.layers.%d.mlp.experts.%d.", layer, e);
-        mlp(l, prefix, m->expert_scheme, m->hidden, m->moe_intermediate);
+        mlp(l, prefix, mx ? MQ_SCHEME_MXFP4_ROWS : m->expert_scheme, m->hidden, m->moe_intermediate);
     }
 }
 

@@ -623,6 +623,91 @@ START_TEST(a_run_that_mends_a_layer_may_be_killed)
 }
 END_TEST
 
+/* ---- The plan ---- */
+
+/* Bytes that this process has written. */
+static int64_t bytes_written(void)
+{
+    FILE *f = fopen("/proc/self/io", "r");
+    long long n = -1;
+    char line[128];
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "wchar: %lld", &n) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return n;
+}
+
+static int64_t folder_bytes(const char *dir)
+{
+    char **names;
+    int64_t n, total = 0;
+    mq_err err;
+    mq_assert_ok(mq_dir_list(&names, &n, dir, &err), &err);
+    for (int64_t i = 0; i < n; i++) {
+        char *path = in_dir(dir, names[i]);
+        mq_file *file;
+        if (!mq_path_is_dir(path)) {
+            mq_assert_ok(mq_file_open(&file, path, &err), &err);
+            total += file->n_bytes;
+            mq_file_close(file);
+        }
+        free(path);
+    }
+    mq_dir_list_free(names, n);
+    return total;
+}
+
+/* What a plan says of a model whose layers keep MXFP4 or become INT4 is what the run writes: shards to the byte, scratch but
+ * for the journal, which is small. */
+START_TEST(a_plan_for_mixed_layers_is_what_a_run_writes)
+{
+    const char *dir = mq_test_dir();
+    char *checkpoint = in_dir(dir, "mixed"), *out = in_dir(dir, "mixed-out");
+    mq_err err;
+    mq_maker m;
+    ck_assert(mq_maker_preset(&m, "nano"));
+    m.tokenizer = mq_test_path("tests/data/nano");
+    m.mx_layers = 2;
+    m.mtp = m.draft_layers = 0;
+    mq_assert_ok(mq_maker_write(&m, checkpoint, NULL, &err), &err);
+    for (int tight = 0; tight < 2; tight++) {
+        mq_convert_options o = options(checkpoint, out);
+        mq_convert_result dry, r;
+        mq_convert_job job;
+        mq_calibration_plan plan;
+        int64_t saved;
+        o.group = o.calib.recipe.group = 128; /* its codes take less than those of MXFP4 */
+        o.overwrite = true;
+        o.dry_run = true;
+        convert(&dry, &o);
+        o.dry_run = false;
+        if (tight) { /* the least budget, so that nothing is written before the run that counts */
+            convert_tight(&r, o);
+            o.memory_bytes = r.peak_bytes + (1 << 20);
+        }
+        int64_t before = bytes_written();
+        convert(&r, &o);
+        ck_assert(before >= 0 && r.hidden_in_memory == !tight);
+        ck_assert_int_eq(r.n_mxfp4_layers, 2);
+        ck_assert_int_eq(r.n_int4_layers, 3);
+        ck_assert_int_eq(dry.bytes_out, r.bytes_out);
+        mq_assert_ok(mq_convert_job_open(&job, &o, &err), &err);
+        mq_assert_ok(mq_calibration_plan_for(&plan, &job, r.calib_tokens, WINDOW, 2, o.memory_bytes, 0, 0, &err), &err);
+        plan.in_memory = r.hidden_in_memory;
+        int64_t written = bytes_written() - before - folder_bytes(out);
+        int64_t planned = mq_calibration_scratch_writes(&saved, &job, &plan);
+        ck_assert_int_eq(saved, 5 * 4 * r.calib_tokens * job.source->model.hidden);
+        ck_assert_msg(written >= planned && written - planned < 256 << 10, "%lld bytes of scratch and journal, planned %lld",
+                      (long long)written, (long long)planned);
+        mq_convert_job_close(&job);
+    }
+    free(checkpoint);
+    free(out);
+}
+END_TEST
+
 START_TEST(another_recipe_or_text_is_refused)
 {
     const char *dir = mq_test_dir();
@@ -730,6 +815,7 @@ int main(void)
     tcase_add_test(t, saved_streams_are_those_of_the_finished_model);
     tcase_add_test(t, the_account_tells_of_every_matrix);
     tcase_add_test(t, threads_and_memory_change_no_byte);
+    tcase_add_test(t, a_plan_for_mixed_layers_is_what_a_run_writes);
     tcase_add_test(t, another_recipe_or_text_is_refused);
     tcase_add_test(t, huge_weights_are_refused_by_name);
     suite_add_tcase(s, t);

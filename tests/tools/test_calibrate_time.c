@@ -33,7 +33,7 @@ static mq_calib_work small_work(const mq_model *m, const mq_calib_recipe *recipe
 {
     return (mq_calib_work){.m = m, .recipe = recipe, .n_rows = 1000, .window = 100, .sample_rows = 300, .loss_rows = 200,
                            .n_calibrated = 1, .n_layers = 2, .n_dense = 1, .n_threads = 2, .n_workers = 1,
-                           .read_bytes = 7000, .write_bytes = 3000, .layer_scratch_bytes = 500};
+                           .read_bytes = 7000, .write_bytes = 3000, .scratch_bytes = 900, .saved_bytes = 400};
 }
 
 START_TEST(each_part_is_counted)
@@ -51,13 +51,18 @@ START_TEST(each_part_is_counted)
     /* 2000 choices; 500 a expert are enough for width and hidden of 64: neither sample nor the layer's moment */
     s = mq_calib_estimate(&work, &(mq_calib_rates){.expert = 10, .expert_token = 1, .gram_flop = 1});
     ck_assert(s.experts == 4 * 10 + 2000);
-    /* all rows through two experts each, and twice the 200 rows of the loss */
+    /* twice the 200 rows of the loss through two experts each; behind the one layer with experts nothing follows */
     s = mq_calib_estimate(&work, &(mq_calib_rates){.expert_row = 1});
-    ck_assert(s.forward == (1000 + 400) * 2);
+    ck_assert(s.forward == 400 * 2);
+    work.n_layers = 5; /* three with experts behind the dense one of which one is not calibrated */
+    work.n_dense = 2;
+    work.n_calibrated = 2;
+    ck_assert(mq_calib_estimate(&work, &(mq_calib_rates){.expert_row = 1}).forward == (2 * 1000 + 2 * 400) * 2);
+    work = small_work(&m, &recipe);
     s = mq_calib_estimate(&work, &(mq_calib_rates){.read_byte = 1});
     ck_assert(s.disk == 7000);
     s = mq_calib_estimate(&work, &(mq_calib_rates){.write_byte = 1, .hash_byte = 2});
-    ck_assert(s.disk == (3000 + 2 * 500) * 2);
+    ck_assert(s.disk == (3000 + 900) * 1 + (3000 + 400) * 2 / 2.0);
     ck_assert(s.total == s.disk);
 }
 END_TEST
