@@ -480,6 +480,11 @@ static mq_status check_complete(conversion *c, mq_err *err)
                      c->opt.out_dir);
     if (st == MQ_OK)
         st = mq_resume_check_complete(&m, &c->job, &c->in, false, err);
+    if (st == MQ_OK && c->opt.report_path) /* what the page draws went with the journal */
+        st = mq_fail(err, MQ_E_ARG,
+                     "--report %s: the model in %s is finished, and its page is written by the run that finishes it; report.json "
+                     "in it has the figures",
+                     c->opt.report_path, c->opt.out_dir);
     c->result->already_complete = st == MQ_OK;
     memcpy(c->result->content, m.content, sizeof m.content);
     c->result->bytes_out = 0;
@@ -498,11 +503,8 @@ static mq_status convert_into(conversion *c, mq_err *err)
     MQ_TRY(mq_folder_lock(&c->lock_fd, c->opt.out_dir, err));
     MQ_TRY(mq_folder_inspect(&c->state, c->opt.out_dir, err)); /* another run may have ended meanwhile */
     MQ_TRY(refuse_existing(c, err));
-    if (c->state == MQ_FOLDER_COMPLETE && c->opt.resume) {
-        if (c->opt.report_path)
-            mq_cli_warn(c->cli, "--report: the model was finished before, so no page is written; report.json in it has the figures");
+    if (c->state == MQ_FOLDER_COMPLETE && c->opt.resume)
         return check_complete(c, err);
-    }
     c->done = calloc((size_t)c->job.n_groups, sizeof *c->done);
     if (!c->done)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");

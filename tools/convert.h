@@ -70,7 +70,7 @@ typedef struct mq_convert_result {
 } mq_convert_result;
 
 /* Run.  cli is told of notices, warnings and progress, and polled for signals.
- * MQ_E_ARG: group or ranks do not divide (the largest number of ranks that works is named).  MQ_E_FORMAT, MQ_E_SHAPE,
+ * MQ_E_ARG: group or ranks do not divide (the largest number of ranks that works is named); a page or new hashes of a finished model.  MQ_E_FORMAT, MQ_E_SHAPE,
  * MQ_E_UNSUPPORTED, MQ_E_NUMERIC: the checkpoint.  MQ_E_EXISTS: OUT is not ours, is unfinished or finished and neither
  * resume nor overwrite was asked for, belongs to another recipe or source, or is being written by another run.
  * MQ_E_IO: no space, read or write error; MQ_E_STOPPED: a signal; after both --resume goes on.

@@ -93,9 +93,12 @@ expect 0 mimo-verify --quiet --source "$nano" "$packed"
 expect 2 mimo-quantize --calib "$packed/README.md" --overwrite "$nano" "$packed"
 err_has 'which is written; give a place outside of OUT'
 [ -e "$packed/manifest.json" ] || fail 'a refused run began'
-expect 0 mimo-quantize "${few[@]}" --resume --report "$work/again.html" "$nano" "$packed"
-err_has 'no page is written'
+expect 0 mimo-quantize "${few[@]}" --resume "$nano" "$packed"
 out_has 'already complete'
+expect 2 mimo-quantize "${few[@]}" --resume --report "$work/again.html" "$nano" "$packed"
+err_has 'is finished, and its page is written by the run that finishes it; report.json in it has the figures'
+expect 6 mimo-quantize "${few[@]}" --recipe refit=off --resume --report "$work/again.html" "$nano" "$packed"
+err_has 'calibration options was'
 [ ! -e "$work/again.html" ] || fail 'a page was written for a run that did nothing'
 
 # ---- what it tells ----
