@@ -38,6 +38,9 @@ typedef struct mq_logit_stats {
     int32_t top_a, top_b; /* argmax, lowest id among equals */
 } mq_logit_stats;
 
+/* Inputs of matrix products: as they are, or rounded to BF16 (nearest, ties to even); sums are F32 or wider either way. */
+typedef enum mq_precision { MQ_PRECISION_F32, MQ_PRECISION_BF16 } mq_precision;
+
 typedef struct mq_kernels {
     const char *name; /* "cpu", "cuda" */
 
@@ -48,6 +51,12 @@ typedef struct mq_kernels {
     const char *(*dev_name)(const mq_dev *dev); /* for people: "cpu, 2 threads, avx512" */
     /* Kind of device: "scalar", "avx2", "avx512", or a compute capability, "sm_90".  Another kind may give other bits. */
     const char *(*dev_arch)(const mq_dev *dev);
+    /* From now on dev's linear, linear_fixed, gram and cross take their inputs in precision p; F32 after dev_open.  In BF16 x is
+     * rounded, and so are weights that are no BF16 (FP8 blocks: code times scale), but packed ones: their codes are exact, scales
+     * enter the sums in F32.  gram rounds sqrt(weight) x, cross weight x and y.  Other operations do not change.
+     * MQ_E_UNSUPPORTED: dev computes in F32 alone. */
+    mq_status (*set_precision)(mq_dev *dev, mq_precision p, mq_err *err);
+    mq_precision (*precision)(const mq_dev *dev);
     mq_status (*alloc)(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err); /* 64-byte aligned; zeroed */
     void (*release)(mq_dev *dev, void *p);
     mq_status (*upload)(mq_dev *dev, void *dst, const void *src_host, int64_t n_bytes, mq_err *err);

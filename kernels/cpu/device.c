@@ -86,6 +86,18 @@ static void dev_clocks(const mq_dev *dev, int *core_mhz, int *memory_mhz)
     *memory_mhz = 0;
 }
 
+static mq_status set_precision(mq_dev *dev, mq_precision p, mq_err *err)
+{
+    (void)dev;
+    return p == MQ_PRECISION_F32 ? MQ_OK : mq_fail(err, MQ_E_UNSUPPORTED, "cpu: products in BF16, expected F32");
+}
+
+static mq_precision precision(const mq_dev *dev)
+{
+    (void)dev;
+    return MQ_PRECISION_F32;
+}
+
 static void *aligned_room(int64_t n_bytes)
 {
     if (n_bytes < 0 || n_bytes > INT64_MAX / 2)
@@ -157,6 +169,8 @@ const mq_kernels mq_cpu_kernels = {
     .dev_close = mq_cpu_dev_close,
     .dev_name = mq_cpu_dev_name,
     .dev_arch = dev_arch,
+    .set_precision = set_precision,
+    .precision = precision,
     .alloc = mq_cpu_alloc,
     .release = mq_cpu_release,
     .upload = mq_cpu_copy,

@@ -11,6 +11,11 @@
 
 namespace mq_cuda {
 
+/* cuBLAS's header overloads this name for C++. */
+typedef cublasStatus_t gemm_ex_fn(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void *,
+                                  const void *, cudaDataType_t, int, const void *, cudaDataType_t, int, const void *,
+                                  void *, cudaDataType_t, int, cublasComputeType_t, cublasGemmAlgo_t);
+
 struct blas {
     void *library;
     cublasHandle_t handle;
@@ -19,6 +24,7 @@ struct blas {
     decltype(&cublasSetStream_v2) set_stream;
     decltype(&cublasSetMathMode) set_math_mode;
     decltype(&cublasSgemm_v2) sgemm;
+    gemm_ex_fn *gemm_ex;
     decltype(&cublasSsyrk_v2) ssyrk;
     decltype(&cublasStrsm_v2) strsm;
 };
@@ -66,7 +72,7 @@ static mq_status open_blas(mq_dev *dev, blas *b, mq_err *err)
         return mq_fail(err, MQ_E_DEVICE, "cuda %d: %s", dev->ordinal, dlerror());
     if (!FIND(b, create, cublasCreate_v2) || !FIND(b, destroy, cublasDestroy_v2) ||
         !FIND(b, set_stream, cublasSetStream_v2) || !FIND(b, set_math_mode, cublasSetMathMode) ||
-        !FIND(b, sgemm, cublasSgemm_v2) || !FIND(b, ssyrk, cublasSsyrk_v2) ||
+        !FIND(b, sgemm, cublasSgemm_v2) || !FIND(b, gemm_ex, cublasGemmEx) || !FIND(b, ssyrk, cublasSsyrk_v2) ||
         !FIND(b, strsm, cublasStrsm_v2))
         return mq_fail(err, MQ_E_DEVICE, "cuda %d: cuBLAS lacks a function: %s", dev->ordinal, dlerror());
     MQ_TRY(check_blas(dev, b->create(&b->handle), "cublasCreate", err));
@@ -98,6 +104,20 @@ mq_status gemm(mq_dev *dev, const char *what, bool ta, bool tb, int64_t m, int64
     return check_blas(dev,
                       dev->blas->sgemm(dev->blas->handle, tb ? CUBLAS_OP_T : CUBLAS_OP_N, ta ? CUBLAS_OP_T : CUBLAS_OP_N,
                                        (int)n, (int)m, (int)k, &alpha, b, (int)ldb, a, (int)lda, &beta, c, (int)ldc),
+                      what, err);
+}
+
+mq_status gemm_bf16(mq_dev *dev, const char *what, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const uint16_t *a,
+                    int64_t lda, const uint16_t *b, int64_t ldb, float beta, float *c, int64_t ldc, mq_err *err)
+{
+    const float one = 1.0f;
+    if (m == 0 || n == 0)
+        return MQ_OK;
+    MQ_TRY(need(dev, err));
+    return check_blas(dev,
+                      dev->blas->gemm_ex(dev->blas->handle, tb ? CUBLAS_OP_T : CUBLAS_OP_N, ta ? CUBLAS_OP_T : CUBLAS_OP_N,
+                                         (int)n, (int)m, (int)k, &one, b, CUDA_R_16BF, (int)ldb, a, CUDA_R_16BF, (int)lda,
+                                         &beta, c, CUDA_R_32F, (int)ldc, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
                       what, err);
 }
 

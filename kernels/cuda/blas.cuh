@@ -1,4 +1,4 @@
-/* Products of F32 matrices through cuBLAS, in this project's row-major terms.  TF32 is never used. */
+/* Products of F32 and of BF16 matrices through cuBLAS, in this project's row-major terms.  TF32 is never used. */
 #ifndef MQ_KERNELS_CUDA_BLAS_CUH
 #define MQ_KERNELS_CUDA_BLAS_CUH
 
@@ -12,6 +12,10 @@ void blas_close(mq_dev *dev);
  * floats.  beta = 0 does not read c.  what names the operation in errors. */
 mq_status gemm(mq_dev *dev, const char *what, bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha,
                const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc, mq_err *err);
+
+/* The same with a and b BF16, sums in F32: c = op(a) op(b) + beta c. */
+mq_status gemm_bf16(mq_dev *dev, const char *what, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const uint16_t *a,
+                    int64_t lda, const uint16_t *b, int64_t ldb, float beta, float *c, int64_t ldc, mq_err *err);
 
 /* Lower triangle of c [n, n] += a^T a, a [k, n]. */
 mq_status syrk_tn_add(mq_dev *dev, const char *what, int64_t n, int64_t k, const float *a, int64_t lda, float *c,

@@ -19,7 +19,7 @@ namespace mq_cuda {
 struct blas;
 
 /* Buffers that grow on demand and are kept until the device closes. */
-enum workspace_slot { WS_WEIGHTS, WS_STATS, WS_MOMENT, WS_ROWS, WS_SUMS, WS_SMALL, WS_COUNT };
+enum workspace_slot { WS_WEIGHTS, WS_STATS, WS_MOMENT, WS_ROWS, WS_SUMS, WS_SMALL, WS_HALF, WS_COUNT };
 } // namespace mq_cuda
 
 struct mq_dev {
@@ -27,6 +27,7 @@ struct mq_dev {
     char name[320], arch[32];
     int n_processors;     /* multiprocessors */
     bool can_start_early; /* programmatic dependent launch */
+    mq_precision precision;
     cudaStream_t stream;
     mq_cuda::blas *blas; /* NULL until first used */
     void *ws[mq_cuda::WS_COUNT];

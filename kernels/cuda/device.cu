@@ -96,6 +96,19 @@ static void dev_clocks(const mq_dev *dev, int *core_mhz, int *memory_mhz)
     *memory_mhz = khz[1] / 1000;
 }
 
+static mq_status set_precision(mq_dev *dev, mq_precision p, mq_err *err)
+{
+    if (p != MQ_PRECISION_F32 && p != MQ_PRECISION_BF16)
+        return mq_fail(err, MQ_E_UNSUPPORTED, "cuda %d: precision %d", dev->ordinal, (int)p);
+    dev->precision = p;
+    return MQ_OK;
+}
+
+static mq_precision precision(const mq_dev *dev)
+{
+    return dev->precision;
+}
+
 static mq_status allocate(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err)
 {
     *out = NULL;
@@ -187,6 +200,8 @@ static constexpr mq_kernels table()
     t.dev_close = dev_close;
     t.dev_name = dev_name;
     t.dev_arch = dev_arch;
+    t.set_precision = set_precision;
+    t.precision = precision;
     t.alloc = alloc;
     t.release = release;
     t.upload = upload;

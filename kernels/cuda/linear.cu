@@ -1,8 +1,9 @@
-/* The large product: blocks of weight rows widened to F32, each multiplied with all activation rows by cuBLAS in F32.
+/* The large product: blocks of weight rows widened to the device's precision, each multiplied with all activation rows by
+ * cuBLAS with F32 sums.
  *
  * The cut into blocks depends on the shape alone.  Few rows go to linear_fixed, which reads the weights once. */
 #include "kernels/cuda/blas.cuh"
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/half.cuh"
 
 namespace mq_cuda {
 
@@ -22,12 +23,36 @@ int64_t linear_bytes(int64_t rows, int64_t cols)
     return (a > b ? a : b) * (int64_t)sizeof(float);
 }
 
+/* Stored BF16 weights are taken as they are. */
+static mq_status linear_bf16(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err)
+{
+    void *room;
+    bool stored = w->scheme == MQ_SCHEME_BF16;
+    int64_t block = stored ? w->rows : rows_at_once(w->rows, w->cols);
+    MQ_TRY(workspace(dev, WS_HALF, n * w->cols * (int64_t)sizeof(uint16_t), &room, err));
+    uint16_t *half = (uint16_t *)room;
+    MQ_TRY(to_bf16(dev, "linear", half, x, n, w->cols, err));
+    if (!stored)
+        MQ_TRY(workspace(dev, WS_WEIGHTS, block * w->cols * (int64_t)sizeof(uint16_t), &room, err));
+    for (int64_t row0 = 0; row0 < w->rows; row0 += block) {
+        int64_t rows = w->rows - row0 < block ? w->rows - row0 : block;
+        if (!stored)
+            MQ_TRY(widen_to_bf16(dev, "linear", (uint16_t *)room, w, row0, rows, err));
+        MQ_TRY(gemm_bf16(dev, "linear", false, true, n, rows, w->cols, half, w->cols,
+                         stored ? (const uint16_t *)w->data : (const uint16_t *)room, w->cols, 0.0f, y + row0, w->rows,
+                         err));
+    }
+    return MQ_OK;
+}
+
 mq_status linear(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err)
 {
     if (n <= FIXED_UP_TO)
         return linear_fixed(dev, y, x, w, n, err);
     if (w->rows == 0)
         return MQ_OK;
+    if (dev->precision == MQ_PRECISION_BF16)
+        return linear_bf16(dev, y, x, w, n, err);
     if (w->scheme == MQ_SCHEME_F32)
         return gemm(dev, "linear", false, true, n, w->rows, w->cols, 1.0f, x, w->cols, (const float *)w->data, w->cols, 0.0f,
                     y, w->rows, err);

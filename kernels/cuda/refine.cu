@@ -276,14 +276,14 @@ mq_status refit_scales(mq_dev *dev, float *scale, float *loss, const uint8_t *co
 
 int64_t calibration_bytes(const mq_dev *dev, int64_t rows, int64_t cols, int group, int64_t n)
 {
-    (void)dev;
     const int64_t CUBLAS_BYTES = 64 << 20; /* its own workspace, 32 MiB on Hopper, and its code */
     int64_t most = rows > cols ? rows : cols, groups = (most + group - 1) / group;
     int64_t at_once = most < ROWS_AT_ONCE ? most : (int64_t)ROWS_AT_ONCE;
     at_once = at_once < 2 * REFIT_ROWS ? 2 * REFIT_ROWS : at_once;
     at_once = at_once < n ? n : at_once;
     int64_t per_row = 2 * groups * groups + groups + 1, doubles = REFIT_ROWS * per_row + ROWS_AT_ONCE + most;
-    return linear_bytes(rows, cols) + 4 * most * most + 2 * 4 * at_once * most + 8 * doubles + CUBLAS_BYTES;
+    int64_t half = dev->precision == MQ_PRECISION_BF16 ? 2 * n * most : 0;
+    return linear_bytes(rows, cols) + 4 * most * most + 2 * 4 * at_once * most + half + 8 * doubles + CUBLAS_BYTES;
 }
 
 } // namespace mq_cuda

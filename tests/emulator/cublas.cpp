@@ -12,8 +12,14 @@ float at(const float *a, int lda, cublasOperation_t op, int row, int col)
     return op == CUBLAS_OP_N ? a[row + (int64_t)col * lda] : a[col + (int64_t)row * lda];
 }
 
+float at(const uint16_t *a, int lda, cublasOperation_t op, int row, int col)
+{
+    uint32_t bits = (uint32_t)(op == CUBLAS_OP_N ? a[row + (int64_t)col * lda] : a[col + (int64_t)row * lda]) << 16;
+    return __uint_as_float(bits);
+}
+
 /* op(a) [rows, k] with each row in one piece; for the second factor of a product, its columns are the rows. */
-std::vector<float> rows_of(const float *a, int lda, cublasOperation_t op, int rows, int k)
+template <class T> std::vector<float> rows_of(const T *a, int lda, cublasOperation_t op, int rows, int k)
 {
     std::vector<float> out((size_t)rows * (size_t)k);
     for (int r = 0; r < rows; r++)
@@ -96,6 +102,26 @@ cublasStatus_t cublasSgemm_v2(cublasHandle_t, cublasOperation_t ta, cublasOperat
         for (int row = 0; row < m; row++)
             put(&c[row + (int64_t)col * ldc], dot(&x[(size_t)row * (size_t)k], &y[(size_t)col * (size_t)k], k), *alpha,
                 *beta);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+/* BF16 factors, F32 sums: the only form in use. */
+cublasStatus_t cublasGemmEx(cublasHandle_t, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k,
+                            const void *alpha, const void *a, cudaDataType_t a_type, int lda, const void *b,
+                            cudaDataType_t b_type, int ldb, const void *beta, void *c, cudaDataType_t c_type, int ldc,
+                            cublasComputeType_t compute, cublasGemmAlgo_t)
+{
+    if (m < 0 || n < 0 || k < 0 || ldc < (m > 1 ? m : 1) || a_type != CUDA_R_16BF || b_type != CUDA_R_16BF ||
+        c_type != CUDA_R_32F || compute != CUBLAS_COMPUTE_32F)
+        return CUBLAS_STATUS_INVALID_VALUE;
+    if (!are_device(a, b, c))
+        return CUBLAS_STATUS_EXECUTION_FAILED;
+    emu_memory_use open;
+    std::vector<float> x = rows_of((const uint16_t *)a, lda, ta, m, k), y = rows_of((const uint16_t *)b, ldb, other(tb), n, k);
+    for (int col = 0; col < n; col++)
+        for (int row = 0; row < m; row++)
+            put((float *)c + row + (int64_t)col * ldc, dot(&x[(size_t)row * (size_t)k], &y[(size_t)col * (size_t)k], k),
+                *(const float *)alpha, *(const float *)beta);
     return CUBLAS_STATUS_SUCCESS;
 }
 
