@@ -151,6 +151,11 @@ static __device__ __forceinline__ ranked block_best(ranked a)
     return warp_best(a);
 }
 
+static inline bool is_packed(const mq_matrix *w)
+{
+    return w->scheme == MQ_SCHEME_INT4 || w->scheme == MQ_SCHEME_MXFP4;
+}
+
 /* ---- the operations, one file a group ---- */
 
 mq_status linear(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err);

@@ -4,6 +4,7 @@
  * The cut into blocks depends on the shape alone.  Few rows go to linear_fixed, which reads the weights once. */
 #include "kernels/cuda/blas.cuh"
 #include "kernels/cuda/half.cuh"
+#include "kernels/cuda/packed.cuh"
 
 namespace mq_cuda {
 
@@ -47,6 +48,8 @@ static mq_status linear_bf16(mq_dev *dev, float *y, const float *x, const mq_mat
 
 mq_status linear(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err)
 {
+    if (dev->precision == MQ_PRECISION_BF16 && is_packed(w))
+        return packed_linear(dev, y, x, w, n, err);
     if (n <= FIXED_UP_TO)
         return linear_fixed(dev, y, x, w, n, err);
     if (w->rows == 0)

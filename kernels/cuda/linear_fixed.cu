@@ -2,6 +2,7 @@
  *
  * Lane l adds columns l, l + 32, ... in ascending order with fused multiply-adds, then the 32 sums are added as a tree:
  * a row's bits depend on that row of x and on w alone.  Plain on purpose; the order is not the CPU's. */
+#include "kernels/cuda/packed.cuh"
 #include "kernels/cuda/weights.cuh"
 
 namespace mq_cuda {
@@ -34,6 +35,8 @@ static __global__ void linear_fixed_kernel(float *y, const float *x, weight_view
 
 mq_status linear_fixed(mq_dev *dev, float *y, const float *x, const mq_matrix *w, int64_t n, mq_err *err)
 {
+    if (dev->precision == MQ_PRECISION_BF16 && is_packed(w))
+        return packed_linear(dev, y, x, w, n, err);
     const int64_t most = (int64_t)ROWS * GRID_Y_LIMIT;
     for (int64_t i0 = 0; i0 < n; i0 += most) {
         int64_t part = n - i0 < most ? n - i0 : most;
