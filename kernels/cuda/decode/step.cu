@@ -8,6 +8,8 @@ namespace decode {
 static constexpr mq_decode_parts parts_table()
 {
     mq_decode_parts t = {};
+    t.check_experts = check_experts;
+    t.experts = experts;
     return t;
 }
 static const mq_decode_parts parts = parts_table();
