@@ -113,6 +113,81 @@ mq_status mq_zstd_decompress(void *dst, int64_t plain_bytes, const void *src, in
     return st;
 }
 
+/* ---- In pieces ---- */
+
+static mq_status stream_fail(size_t code, int64_t off, mq_err *err)
+{
+    mq_status st =
+        ZSTD_getErrorCode(code) == ZSTD_error_memory_allocation ? MQ_E_NOMEM : MQ_E_FORMAT;
+    return mq_fail(err, st, "zstd: frame at byte %lld: %s", (long long)off,
+                   ZSTD_getErrorName(code));
+}
+
+/* Fill buf as far as the frame in goes; *left is 0 behind its end. */
+static mq_status fill_buffer(ZSTD_DCtx *ctx, ZSTD_outBuffer *buf, ZSTD_inBuffer *in, size_t *left,
+                             int64_t off, mq_err *err)
+{
+    while (*left != 0 && buf->pos < buf->size) {
+        size_t in_before = in->pos, out_before = buf->pos;
+        *left = ZSTD_decompressStream(ctx, buf, in);
+        if (ZSTD_isError(*left))
+            return stream_fail(*left, off, err);
+        if (*left != 0 && in->pos == in_before && buf->pos == out_before)
+            return mq_fail(err, MQ_E_FORMAT, "zstd: frame at byte %lld: ends early",
+                           (long long)off);
+    }
+    return MQ_OK;
+}
+
+/* The frame at src + *off, all of it, through sink; *done plain bytes so far. */
+static mq_status stream_frame(ZSTD_DCtx *ctx, mq_zstd_sink sink, void *sink_ctx, int64_t *done,
+                              int64_t plain_bytes, const uint8_t *src, int64_t n_bytes,
+                              int64_t *off, mq_err *err)
+{
+    MQ_TRY(check_head(src + *off, n_bytes - *off, *off, err));
+    size_t frame = ZSTD_findFrameCompressedSize(src + *off, (size_t)(n_bytes - *off));
+    if (ZSTD_isError(frame))
+        return stream_fail(frame, *off, err);
+    ZSTD_inBuffer in = {src + *off, frame, 0};
+    ZSTD_outBuffer out = {NULL, 0, 0};
+    for (size_t left = 1; left != 0;) {
+        uint8_t *buf;
+        int64_t cap;
+        MQ_TRY(sink(sink_ctx, (int64_t)out.pos, &buf, &cap, err));
+        out = (ZSTD_outBuffer){buf, (size_t)cap, 0};
+        MQ_TRY(fill_buffer(ctx, &out, &in, &left, *off, err));
+        *done += (int64_t)out.pos;
+        if (*done > plain_bytes)
+            return mq_fail(
+                err, MQ_E_FORMAT,
+                "zstd: frame at byte %lld holds more than the expected %lld bytes in all",
+                (long long)*off, (long long)plain_bytes);
+    }
+    *off += (int64_t)frame;
+    return sink(sink_ctx, (int64_t)out.pos, NULL, NULL, err);
+}
+
+mq_status mq_zstd_decompress_to(mq_zstd_sink sink, void *ctx, int64_t plain_bytes, const void *src,
+                                int64_t n_bytes, mq_err *err)
+{
+    if (plain_bytes < 0 || n_bytes <= 0)
+        return mq_fail(err, MQ_E_FORMAT, "zstd: %lld bytes for %lld plain ones, expected a frame",
+                       (long long)n_bytes, (long long)plain_bytes);
+    ZSTD_DCtx *z = ZSTD_createDCtx();
+    if (!z)
+        return mq_fail(err, MQ_E_NOMEM, "zstd: out of memory");
+    size_t set = ZSTD_DCtx_setParameter(z, ZSTD_d_windowLogMax, WINDOW_LOG_MAX);
+    mq_status st = ZSTD_isError(set) ? stream_fail(set, 0, err) : MQ_OK;
+    int64_t done = 0, off = 0;
+    while (st == MQ_OK && off < n_bytes)
+        st = stream_frame(z, sink, ctx, &done, plain_bytes, src, n_bytes, &off, err);
+    ZSTD_freeDCtx(z);
+    if (st == MQ_OK && done != plain_bytes)
+        return mq_fail(err, MQ_E_FORMAT, "zstd: %lld bytes after decompression, expected %lld",
+                       (long long)done, (long long)plain_bytes);
+    return st;
+}
+
 const char *mq_zstd_version(void)
 {
     return ZSTD_versionString();

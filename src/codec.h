@@ -24,6 +24,14 @@ mq_status mq_zstd_compress(void *dst, int64_t dst_cap, int64_t *out_bytes, const
  * MQ_E_FORMAT for damaged, short or long data; MQ_E_NOMEM. */
 mq_status mq_zstd_decompress(void *dst, int64_t plain_bytes, const void *src, int64_t n_bytes, mq_err *err);
 
+/* Takes the first n_bytes of the buffer last given, and gives the next one, of at least 1 byte; buf NULL: none is asked for. */
+typedef mq_status (*mq_zstd_sink)(void *ctx, int64_t n_bytes, uint8_t **buf, int64_t *buf_bytes, mq_err *err);
+
+/* As mq_zstd_decompress, but plain bytes come in pieces: decompressed into one buffer of sink's after the other, full but for
+ * the last of a frame.  Memory of its own: a window.  Also the statuses of sink, which ends it. */
+mq_status mq_zstd_decompress_to(mq_zstd_sink sink, void *ctx, int64_t plain_bytes, const void *src, int64_t n_bytes,
+                                mq_err *err);
+
 /* Library version, "1.5.4". */
 const char *mq_zstd_version(void);
 

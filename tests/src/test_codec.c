@@ -139,6 +139,77 @@ START_TEST(foreign_frames_and_wide_windows_are_refused)
 }
 END_TEST
 
+/* Pieces of cap bytes, put together in out. */
+typedef struct collector {
+    uint8_t buf[64], *out;
+    int64_t cap, n_bytes, n_calls;
+} collector;
+
+static mq_status collect(void *ctx, int64_t n_bytes, uint8_t **buf, int64_t *buf_bytes, mq_err *err)
+{
+    collector *c = ctx;
+    memcpy(c->out + c->n_bytes, c->buf, (size_t)n_bytes);
+    c->n_bytes += n_bytes;
+    if (c->n_calls-- == 0)
+        return mq_fail(err, MQ_E_IO, "enough");
+    if (buf) {
+        *buf = c->buf;
+        *buf_bytes = c->cap;
+    }
+    return MQ_OK;
+}
+
+START_TEST(pieces_are_the_whole)
+{
+    static const int64_t caps[] = {1, 7, 64};
+    for (int64_t n = 0; n <= 200; n += 50)
+        for (int i = 0; i < 3; i++) {
+            mq_err err;
+            uint8_t *plain, back[400], both[4000];
+            int64_t frame_bytes;
+            uint8_t *frame = make_frame(n, 3, &plain, &frame_bytes);
+            for (int k = 0; k < 2; k++)
+                memcpy(both + k * frame_bytes, frame, (size_t)frame_bytes);
+            collector c = {.out = back, .cap = caps[i], .n_calls = 1000};
+            mq_assert_ok(mq_zstd_decompress_to(collect, &c, 2 * n, both, 2 * frame_bytes, &err), &err);
+            ck_assert_int_eq(c.n_bytes, 2 * n);
+            ck_assert(memcmp(back, plain, (size_t)n) == 0 && memcmp(back + n, plain, (size_t)n) == 0);
+            free(frame);
+            free(plain);
+        }
+}
+END_TEST
+
+START_TEST(pieces_stop_at_the_size_that_was_said)
+{
+    mq_err err;
+    uint8_t *plain, back[1000];
+    int64_t n = 1000, frame_bytes;
+    uint8_t *frame = make_frame(n, 3, &plain, &frame_bytes);
+    collector c = {.out = back, .cap = 64, .n_calls = 1000};
+    mq_assert_fails(mq_zstd_decompress_to(collect, &c, 999, frame, frame_bytes, &err), MQ_E_FORMAT,
+                    &err, "holds more than the expected 999 bytes");
+    ck_assert_int_le(c.n_bytes, 999);
+    c = (collector){.out = back, .cap = 64, .n_calls = 1000};
+    mq_assert_fails(mq_zstd_decompress_to(collect, &c, 1001, frame, frame_bytes, &err), MQ_E_FORMAT,
+                    &err, "1000 bytes after decompression, expected 1001");
+    for (int64_t cut = 0; cut < frame_bytes; cut++) {
+        c = (collector){.out = back, .cap = 64, .n_calls = 1000};
+        mq_assert_fails(mq_zstd_decompress_to(collect, &c, n, frame, cut, &err), MQ_E_FORMAT, &err,
+                        "zstd: ");
+    }
+    c = (collector){.out = back, .cap = 64, .n_calls = 3};
+    mq_assert_fails(mq_zstd_decompress_to(collect, &c, n, frame, frame_bytes, &err), MQ_E_IO, &err,
+                    "enough");
+    frame[0] = 0x50; /* skippable: 50 2a 4d 18 */
+    c = (collector){.out = back, .cap = 64, .n_calls = 1000};
+    mq_assert_fails(mq_zstd_decompress_to(collect, &c, n, frame, frame_bytes, &err), MQ_E_FORMAT, &err,
+                    "no frame starts at byte 0");
+    free(frame);
+    free(plain);
+}
+END_TEST
+
 START_TEST(our_own_mistakes_are_bugs)
 {
     mq_err err;
@@ -170,6 +241,8 @@ int main(void)
     tcase_add_test(t, every_truncation_is_refused);
     tcase_add_test(t, damage_never_writes_outside_dst);
     tcase_add_test(t, foreign_frames_and_wide_windows_are_refused);
+    tcase_add_test(t, pieces_are_the_whole);
+    tcase_add_test(t, pieces_stop_at_the_size_that_was_said);
     tcase_add_test(t, our_own_mistakes_are_bugs);
     tcase_add_test(t, the_version_has_three_numbers);
     suite_add_tcase(s, t);
