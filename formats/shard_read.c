@@ -445,6 +445,22 @@ mq_status mq_shard_load_range(const mq_shard *s, int64_t i, void *dst, int64_t o
     return wrap_record(s, i, st, err);
 }
 
+const mq_file *mq_shard_file(const mq_shard *s)
+{
+    return s->file;
+}
+
+mq_status mq_shard_check_digest(const mq_shard *s, int64_t i, const uint8_t digest[MQ_SHA256_BYTES],
+                                mq_err *err)
+{
+    return wrap_record(s, i, check_digest(s, &s->entries[i], digest, err), err);
+}
+
+mq_status mq_shard_wrap(const mq_shard *s, int64_t i, mq_status st, mq_err *err)
+{
+    return wrap_record(s, i, st, err);
+}
+
 mq_matrix mq_shard_matrix(const mq_shard *s, int64_t i, const void *plain)
 {
     return mq_shard_entry_matrix(&s->entries[i], plain);

@@ -43,6 +43,13 @@ mq_status mq_shard_load(const mq_shard *s, int64_t i, void *dst, bool check, mq_
 /* Bytes [off, off + n) of the plain bytes of an uncompressed record, unchecked; for loaders that verified the file.
  * MQ_E_ARG for a compressed record. */
 mq_status mq_shard_load_range(const mq_shard *s, int64_t i, void *dst, int64_t off, int64_t n_bytes, mq_err *err);
+
+/* For loaders that read records themselves.  The file behind a shard, borrowed until close; NULL for one in memory. */
+const mq_file *mq_shard_file(const mq_shard *s);
+/* The digest of record i's plain bytes is the index's: what mq_shard_load checks, with its text. */
+mq_status mq_shard_check_digest(const mq_shard *s, int64_t i, const uint8_t digest[MQ_SHA256_BYTES], mq_err *err);
+/* Put "FILE: tensor 'NAME'", record i's, in front of what st's err says. */
+mq_status mq_shard_wrap(const mq_shard *s, int64_t i, mq_status st, mq_err *err);
 /* View of loaded plain bytes (16-byte aligned). */
 mq_matrix mq_shard_matrix(const mq_shard *s, int64_t i, const void *plain);
 
