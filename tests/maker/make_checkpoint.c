@@ -7,7 +7,8 @@
 #include <string.h>
 #include <time.h>
 
-#include "tests/maker/maker.h"
+#include "src/pool.h"
+#include "tests/maker/maker_packed.h"
 
 static const char USAGE[] =
     "make-checkpoint [--preset NAME] [options] OUT\n"
@@ -21,7 +22,9 @@ static const char USAGE[] =
     "    full-every dense-layers intermediate experts top-k moe-intermediate max-positions eos mtp files\n"
     "    draft-layers (0: no drafter) draft-heads draft-kv-heads draft-head-dim draft-intermediate draft-window\n"
     "  --NAME X for: rope-theta swa-rope-theta partial-rotary value-scale eps\n"
+    "  --packed N (a packed model for N ranks instead: INT4 experts, the rest BF16, no drafters)   --group N  --zstd LEVEL\n"
     "Examples: a 4 GB file set   --preset mini --hidden 2048 --moe-intermediate 1024 --experts 46 --files 4 OUT\n"
+    "          20 GB packed      --preset flash --layers 7 --packed 2 OUT\n"
     "          Pro, two layers   --preset pro --layers 2 --experts 64 --files 2 OUT\n";
 
 typedef struct number {
@@ -122,6 +125,20 @@ static bool set(mq_maker *m, const char *name, const char *value)
     return true;
 }
 
+/* An option of --packed with a value; false: unknown, or a bad value. */
+static bool set_packed(mq_maker_packed *p, const char *name, const char *value)
+{
+    int *field = strcmp(name, "packed") == 0  ? &p->n_ranks
+                 : strcmp(name, "group") == 0 ? &p->group
+                 : strcmp(name, "zstd") == 0  ? &p->zstd_level
+                                              : NULL;
+    long v;
+    if (!field || !read_long(value, &v))
+        return false;
+    *field = (int)v;
+    return true;
+}
+
 static int usage(const char *what)
 {
     fprintf(stderr, "make-checkpoint: %s\n%s", what, USAGE);
@@ -131,6 +148,7 @@ static int usage(const char *what)
 int main(int argc, char **argv)
 {
     mq_maker m;
+    mq_maker_packed packed = {.group = 64, .n_threads = mq_cpu_count()};
     mq_maker_preset(&m, "nano");
     int i = 1;
     for (; i < argc && strncmp(argv[i], "--", 2) == 0; i++) {
@@ -143,7 +161,7 @@ int main(int argc, char **argv)
             m.split_pairs = true;
         else if (strcmp(name, "no-index") == 0)
             m.no_index = true;
-        else if (i + 1 >= argc || !set(&m, name, argv[i + 1]))
+        else if (i + 1 >= argc || !(set_packed(&packed, name, argv[i + 1]) || set(&m, name, argv[i + 1])))
             return usage(argv[i]);
         else
             i++;
@@ -155,7 +173,9 @@ int main(int argc, char **argv)
     int64_t n_bytes;
     mq_err err;
     clock_gettime(CLOCK_MONOTONIC, &t0);
-    if (mq_maker_write(&m, argv[i], &n_bytes, &err) != MQ_OK) {
+    mq_status st = packed.n_ranks ? mq_maker_write_packed(&m, &packed, argv[i], &n_bytes, &err)
+                                  : mq_maker_write(&m, argv[i], &n_bytes, &err);
+    if (st != MQ_OK) {
         fprintf(stderr, "make-checkpoint: %s\n", err.text);
         return 1;
     }
