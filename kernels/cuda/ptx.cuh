@@ -1,5 +1,5 @@
-/* Everything that plain CUDA C++ cannot say: the matrix product of fragments, asynchronous copies; and the one way to
- * declare shared memory.
+/* Everything that plain CUDA C++ cannot say: the matrix product of fragments, asynchronous copies and the barriers that count
+ * them, words that another GPU writes, clocks; and the one way to declare shared memory.
  *
  * Kernels use these and no asm of their own, so that they also compile as C++ for the host: tests/emulator brings its
  * own versions of this file's functions and of cuda_runtime.h, and runs the kernels in tests without a GPU.
@@ -115,6 +115,176 @@ static __device__ __forceinline__ uint32_t load_l2_4(const void *p)
     uint32_t v;
     asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
+}
+
+/* ---- barriers in shared memory and bulk copies: compute capability 9.0; a kernel that reaches one elsewhere traps ----
+ *
+ * A barrier is 8 bytes of shared memory, aligned to 8.  It completes a phase when count arrivals have come and all bytes that
+ * were expected have been copied; the next phase, with the count anew, starts at once.  Phases are told apart by parity: the
+ * first has 0, and waiting for parity 1 on a new barrier returns at once.  Order: one thread inits, then fences; a block
+ * barrier; a producer says arrive_expect_tx and queues copies of as many bytes; consumers wait, read, and arrive at
+ * another barrier, by which the producer knows that the place is free.  Source: PTX manual, "mbarrier". */
+
+static __device__ __forceinline__ uint32_t shared_address(const void *shared)
+{
+    return (uint32_t)__cvta_generic_to_shared(shared);
+}
+
+/* PTX manual, mbarrier.init.  By one thread, once; count 1 to 2^20 - 1. */
+static __device__ __forceinline__ void mbarrier_init(uint64_t *bar, unsigned count)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(count) : "memory");
+}
+
+/* PTX manual, membar/fence: new barriers can be seen by asynchronous copies (fence.mbarrier_init, fence.proxy.async). */
+static __device__ __forceinline__ void mbarrier_fence_init()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#else
+    __trap();
+#endif
+}
+
+/* PTX manual, mbarrier.arrive: one arrival; what this thread did before is seen by those who wait (release, block). */
+static __device__ __forceinline__ void mbarrier_arrive(uint64_t *bar)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
+#else
+    __trap();
+#endif
+}
+
+/* PTX manual, mbarrier.expect_tx and mbarrier.arrive.expect_tx: this phase also waits for n_bytes (below 2^20 in all). */
+static __device__ __forceinline__ void mbarrier_expect_tx(uint64_t *bar, uint32_t n_bytes)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(n_bytes)
+                 : "memory");
+#else
+    __trap();
+#endif
+}
+static __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t *bar, uint32_t n_bytes)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(n_bytes)
+                 : "memory");
+#else
+    __trap();
+#endif
+}
+
+/* PTX manual, mbarrier.try_wait.parity: whether the phase of this parity has completed; false after a while (the hardware
+ * suspends the thread meanwhile), so that it stands in a loop.  What was copied or released is seen after true. */
+static __device__ __forceinline__ bool mbarrier_try_wait(uint64_t *bar, unsigned parity)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t done;
+    asm volatile("{\n\t.reg .pred p;\n\t"
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
+                 "selp.u32 %0, 1, 0, p;\n\t}"
+                 : "=r"(done)
+                 : "r"(shared_address(bar)), "r"(parity)
+                 : "memory");
+    return done != 0;
+#else
+    __trap();
+    return true;
+#endif
+}
+
+/* PTX manual, cp.async.bulk (1-D, global to shared, complete_tx): n_bytes, a multiple of 16, between addresses that are
+ * multiples of 16; by one thread.  The barrier counts the bytes as they come. */
+static __device__ __forceinline__ void copy_bulk(void *shared, const void *global, uint32_t n_bytes, uint64_t *bar)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(shared)),
+                 "l"(global), "r"(n_bytes), "r"(shared_address(bar))
+                 : "memory");
+#else
+    __trap();
+#endif
+}
+
+/* PTX manual, createpolicy: what comes through L2 with this policy is the first to leave it.  Made once a thread. */
+static __device__ __forceinline__ uint64_t l2_evict_first()
+{
+    uint64_t policy = 0;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+    return policy;
+}
+
+/* copy_bulk with .L2::cache_hint: weights, which are read once. */
+static __device__ __forceinline__ void copy_bulk_hint(void *shared, const void *global, uint32_t n_bytes, uint64_t *bar,
+                                                      uint64_t policy)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
+                 "%4;" ::"r"(shared_address(shared)),
+                 "l"(global), "r"(n_bytes), "r"(shared_address(bar)), "l"(policy)
+                 : "memory");
+#else
+    __trap();
+#endif
+}
+
+/* PTX manual, cp.async.bulk.prefetch.L2: n_bytes, a multiple of 16, into L2; nothing before 9.0. */
+static __device__ __forceinline__ void prefetch_bulk_l2(const void *global, uint32_t n_bytes)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(n_bytes) : "memory");
+#endif
+}
+
+/* ---- words that another GPU writes or reads while this kernel runs ----
+ *
+ * PTX manual, ld and st .relaxed.sys: each 32-bit element by itself is read or written whole; nothing is said about the order of
+ * elements or of other accesses.  A loop that waits for another GPU calls load_relaxed_sys16 every time. */
+static __device__ __forceinline__ uint4 load_relaxed_sys16(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+static __device__ __forceinline__ void store_relaxed_sys16(void *p, uint4 v)
+{
+    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+/* The same for one word, such as one in mapped memory of the host. */
+static __device__ __forceinline__ uint32_t load_relaxed_sys4(const void *p)
+{
+    uint32_t v;
+    asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+static __device__ __forceinline__ void store_relaxed_sys4(void *p, uint32_t v)
+{
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+/* PTX manual, %globaltimer: nanoseconds, one clock for all multiprocessors, in steps of up to about a microsecond.  For
+ * time-outs: read it once in many rounds.  clock_cycles (%clock64) counts a multiprocessor's cycles. */
+static __device__ __forceinline__ uint64_t clock_ns()
+{
+    uint64_t t;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t)::"memory");
+    return t;
+}
+static __device__ __forceinline__ uint64_t clock_cycles()
+{
+    uint64_t t;
+    asm volatile("mov.u64 %0, %%clock64;" : "=l"(t)::"memory");
+    return t;
 }
 
 } // namespace mq_cuda

@@ -20,8 +20,14 @@ extern const mq_kernels mq_cuda_emulated_kernels;
 void mq_emulator_run_backwards(bool backwards);
 
 /* How many devices there are, ordinals from 0; 1 unless changed.  A kernel or copy on one that is given the memory of another
- * fails as with the host's. */
+ * fails as with the host's, unless it has enabled access to that peer; this call ends all such access. */
 void mq_emulator_set_devices(int n);
+
+/* Whether devices can use each other's memory, and with native atomics; both unless changed. */
+void mq_emulator_set_peers(bool access, bool atomics);
+
+/* Memory of each device; 16 GiB unless changed. */
+void mq_emulator_set_memory(int64_t n_bytes);
 
 /* The compute capability that the devices report; 9.0 unless changed. */
 void mq_emulator_set_capability(int major, int minor);

@@ -10,20 +10,9 @@
 
 #include "kernels/cuda/ptx.cuh"
 #include "src/float.h"
-#include "tests/emulator/emulator.h"
-#include "tests/harness.h"
+#include "tests/emulator/emulator_test.h"
 
 using namespace mq_cuda;
-
-template <class... P, class... A>
-static cudaError_t run(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args)
-{
-    cudaLaunchConfig_t c = {};
-    c.gridDim = grid;
-    c.blockDim = block;
-    c.dynamicSmemBytes = shared;
-    return cudaLaunchKernelEx(&c, kernel, args...);
-}
 
 /* ---- what threads exchange ---- */
 
@@ -179,31 +168,6 @@ static __global__ void two_shuffles_kernel(int *out)
 static __global__ void not_in_mask_kernel()
 {
     __syncwarp(1u);
-}
-
-/* The kernel must end a child process with text in what it says. */
-template <class... P, class... A> static void dies(const char *text, void (*kernel)(P...), A... args)
-{
-    int pipes[2];
-    ck_assert(pipe(pipes) == 0);
-    pid_t child = fork();
-    if (child == 0) {
-        dup2(pipes[1], 2);
-        signal(SIGABRT, SIG_DFL);
-        run(kernel, 1, 64, 0, args...);
-        _exit(0);
-    }
-    close(pipes[1]);
-    char said[2048];
-    ssize_t n, total = 0;
-    while ((n = read(pipes[0], said + total, sizeof said - 1 - (size_t)total)) > 0)
-        total += n;
-    said[total] = 0;
-    close(pipes[0]);
-    int status;
-    ck_assert(waitpid(child, &status, 0) == child);
-    ck_assert_msg(!WIFEXITED(status) || WEXITSTATUS(status) != 0, "the kernel went through, expected: %s", text);
-    ck_assert_msg(strstr(said, text) && strstr(said, "test_emulator"), "it said: %s", said);
 }
 
 #if defined(__SANITIZE_ADDRESS__)

@@ -1,9 +1,10 @@
 /* Stand-in for CUDA's runtime header: kernels/cuda compiled by a C++ compiler and run on the host.
  *
- * Only what our kernels use is here.  Qualifiers vanish; threadIdx and its kin are globals that the scheduler
- * (tests/emulator/scheduler.cpp) sets before a thread runs; barriers and warp operations give control back to it
+ * Only what our kernels use is here.  Qualifiers vanish; threadIdx and its kin belong to the host thread, and the scheduler
+ * (tests/emulator/scheduler.cpp) sets them before a thread runs; barriers and warp operations give control back to it
  * until every thread they name has arrived.  Memory of the "device" is the heap's, so an address sanitizer sees every
- * overrun; all calls complete before they return.  README.md beside this folder says what is checked and what is not. */
+ * overrun; all calls complete before they return.  emulated_api.h has the runtime's calls.  README.md beside this folder
+ * says what is checked and what is not. */
 #ifndef MQ_TESTS_EMULATOR_CUDA_RUNTIME_H
 #define MQ_TESTS_EMULATOR_CUDA_RUNTIME_H
 
@@ -12,8 +13,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#include <tuple>
-#include <type_traits>
 #include <utility>
 
 #define __global__
@@ -43,8 +42,8 @@ struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
 
-extern uint3 threadIdx, blockIdx;
-extern dim3 blockDim, gridDim;
+extern __thread uint3 threadIdx, blockIdx;
+extern __thread dim3 blockDim, gridDim;
 
 /* ---- threads of a block meet ---- */
 
@@ -107,7 +106,7 @@ inline unsigned __ballot_sync(unsigned mask, int p, EMU_SITE) { return emu_ballo
 inline int __any_sync(unsigned mask, int p, EMU_SITE) { return emu_ballot(mask, p, file, line) != 0; }
 inline int __all_sync(unsigned mask, int p, EMU_SITE) { return emu_ballot(mask, p, file, line) == mask; }
 
-/* ---- atomics and fences: one thread runs at a time, so plain operations ---- */
+/* ---- atomics and fences: of a device one thread runs at a time, so plain operations ---- */
 
 template <class T> T atomicAdd(T *p, T v)
 {
@@ -152,99 +151,6 @@ inline float __uint_as_float(unsigned u) { float x; memcpy(&x, &u, 4); return x;
 void *emu_shared(const void *key, size_t n_bytes);
 void *emu_dynamic_shared(void);
 
-/* ---- runtime ---- */
-
-enum cudaError_t {
-    cudaSuccess = 0,
-    cudaErrorInvalidValue = 1,
-    cudaErrorMemoryAllocation = 2,
-    cudaErrorInvalidConfiguration = 9,
-    cudaErrorNoDevice = 100,
-    cudaErrorInvalidDevice = 101,
-    cudaErrorIllegalAddress = 700
-};
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-enum { cudaStreamNonBlocking = 1 };
-typedef struct emu_stream *cudaStream_t;
-enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
-union cudaLaunchAttributeValue {
-    int programmaticStreamSerializationAllowed;
-};
-struct cudaLaunchAttribute {
-    cudaLaunchAttributeID id;
-    cudaLaunchAttributeValue val;
-};
-struct cudaLaunchConfig_t {
-    dim3 gridDim, blockDim;
-    size_t dynamicSmemBytes;
-    cudaStream_t stream;
-    cudaLaunchAttribute *attrs;
-    unsigned numAttrs;
-};
-struct cudaDeviceProp {
-    char name[256];
-    int major, minor, multiProcessorCount;
-    size_t totalGlobalMem, sharedMemPerBlockOptin;
-};
-
-const char *cudaGetErrorString(cudaError_t e);
-cudaError_t cudaGetLastError(void);
-cudaError_t cudaGetDeviceCount(int *count);
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int ordinal);
-enum cudaDeviceAttr { cudaDevAttrClockRate = 13, cudaDevAttrMemoryClockRate = 36 };
-cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int ordinal);
-cudaError_t cudaSetDevice(int ordinal);
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags);
-cudaError_t cudaStreamDestroy(cudaStream_t s);
-cudaError_t cudaStreamSynchronize(cudaStream_t s);
-cudaError_t cudaMalloc(void **out, size_t n_bytes);
-cudaError_t cudaFree(void *p);
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n_bytes, cudaMemcpyKind kind, cudaStream_t s);
-cudaError_t cudaMemsetAsync(void *p, int value, size_t n_bytes, cudaStream_t s);
-cudaError_t emu_set_shared_limit(const void *kernel, cudaFuncAttribute what, int n_bytes);
-template <class K> cudaError_t cudaFuncSetAttribute(K *kernel, cudaFuncAttribute what, int value)
-{
-    return emu_set_shared_limit((const void *)kernel, what, value);
-}
-
-/* Run every thread of every block: run(context) is one thread; has_host_pointer: a parameter points to host memory. */
-cudaError_t emu_launch(const cudaLaunchConfig_t *config, const void *kernel, void (*run)(void *), void *context,
-                       bool has_host_pointer);
-
-/* Does one of the words at p look like an address of the host?  Numbers that are none are hardly ever mapped. */
-bool emu_has_host_address(const void *p, size_t n_bytes);
-
-/* A parameter that points to host memory, or a struct with such a member (with GCC, which can clear its padding). */
-template <class P> bool emu_points_to_host(P param)
-{
-    if constexpr (std::is_pointer_v<P>)
-        return emu_has_host_address(&param, sizeof param);
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_clear_padding)
-    if constexpr (std::is_class_v<P>) {
-        __builtin_clear_padding(&param);
-        return emu_has_host_address(&param, sizeof param);
-    }
-#endif
-#endif
-    return false;
-}
-
-template <class... P, class... A>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...), A &&...args)
-{
-    struct call {
-        void (*kernel)(P...);
-        std::tuple<P...> params;
-    } c = {kernel, std::tuple<P...>(static_cast<P>(args)...)};
-    bool has_host_pointer = (false || ... || emu_points_to_host<P>(static_cast<P>(args)));
-    return emu_launch(config, (const void *)kernel,
-                      [](void *p) {
-                          call *one = (call *)p;
-                          std::apply(one->kernel, one->params);
-                      },
-                      &c, has_host_pointer);
-}
+#include <emulated_api.h>
 
 #endif

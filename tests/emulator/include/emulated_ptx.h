@@ -1,4 +1,4 @@
-/* Host versions of kernels/cuda/ptx.cuh: shared variables, matrix fragments, asynchronous copies.
+/* Host versions of kernels/cuda/ptx.cuh: shared variables, matrix fragments, asynchronous copies, other devices' words.
  *
  * Included by ptx.cuh instead of its PTX when MQ_CUDA_EMULATED is set.  The product of fragments follows the layout of
  * the PTX manual, "Matrix fragments for mma.m16n8k16 with floating point type": lane l, g = l / 4, t = l % 4 holds
@@ -15,6 +15,7 @@
 #include <cuda_runtime.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "src/float.h"
 
@@ -23,6 +24,15 @@
     static const char name##_key = 0;      \
     name##_type &name = *(name##_type *)emu_shared(&name##_key, sizeof(name##_type))
 #define MQ_SHARED_DYNAMIC(name, type) type *name = (type *)emu_dynamic_shared()
+
+/* bulk.cpp and scheduler.cpp */
+void emu_mbarrier_init(uint64_t *at, unsigned count, const char *file, int line);
+void emu_mbarrier_fence(void);
+void emu_mbarrier_arrive(uint64_t *at, const char *file, int line);
+void emu_mbarrier_expect(uint64_t *at, uint32_t n_bytes, bool and_arrive, const char *file, int line);
+bool emu_mbarrier_try_wait(uint64_t *at, unsigned parity, const char *file, int line);
+void emu_bulk_copy(void *shared, const void *global, uint32_t n_bytes, uint64_t *at, const char *file, int line);
+void emu_read_outside(const void *p, const char *file, int line);
 
 namespace mq_cuda {
 
@@ -91,12 +101,16 @@ template <int LEFT> inline void copy_async_wait() {}
 inline void wait_for_previous() {}
 inline void let_next_start() {}
 
-template <class T> inline T emu_load(const void *p)
+inline void emu_check_aligned(const void *p, size_t n_bytes)
 {
-    if ((uintptr_t)p % sizeof(T)) {
-        fprintf(stderr, "emulator: a load of %zu bytes from an address that is no multiple of it\n", sizeof(T));
+    if ((uintptr_t)p % n_bytes) {
+        fprintf(stderr, "emulator: %zu bytes at an address that is no multiple of it\n", n_bytes);
         abort();
     }
+}
+template <class T> inline T emu_load(const void *p)
+{
+    emu_check_aligned(p, sizeof(T));
     return *(const T *)p;
 }
 inline uint4 load_weights16(const void *p) { return emu_load<uint4>(p); }
@@ -115,6 +129,66 @@ inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c)
     }
     return d;
 }
+
+/* Barriers that count: bulk.cpp keeps the counts beside the memory. */
+inline void mbarrier_init(uint64_t *bar, unsigned count, EMU_SITE) { emu_mbarrier_init(bar, count, file, line); }
+inline void mbarrier_fence_init() { emu_mbarrier_fence(); }
+inline void mbarrier_arrive(uint64_t *bar, EMU_SITE) { emu_mbarrier_arrive(bar, file, line); }
+inline void mbarrier_expect_tx(uint64_t *bar, uint32_t n_bytes, EMU_SITE)
+{
+    emu_mbarrier_expect(bar, n_bytes, false, file, line);
+}
+inline void mbarrier_arrive_expect_tx(uint64_t *bar, uint32_t n_bytes, EMU_SITE)
+{
+    emu_mbarrier_expect(bar, n_bytes, true, file, line);
+}
+inline bool mbarrier_try_wait(uint64_t *bar, unsigned parity, EMU_SITE)
+{
+    return emu_mbarrier_try_wait(bar, parity, file, line);
+}
+inline void copy_bulk(void *shared, const void *global, uint32_t n_bytes, uint64_t *bar, EMU_SITE)
+{
+    emu_bulk_copy(shared, global, n_bytes, bar, file, line);
+}
+inline uint64_t l2_evict_first() { return 0; }
+inline void copy_bulk_hint(void *shared, const void *global, uint32_t n_bytes, uint64_t *bar, uint64_t, EMU_SITE)
+{
+    emu_bulk_copy(shared, global, n_bytes, bar, file, line);
+}
+inline void prefetch_bulk_l2(const void *, uint32_t) {}
+
+/* Elements are atomic by themselves, as on the device.  Who reads the same address again waits: others have their turn. */
+inline uint32_t emu_read_word(const void *p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_RELAXED); }
+inline void emu_write_word(void *p, uint32_t v) { __atomic_store_n((uint32_t *)p, v, __ATOMIC_RELAXED); }
+inline uint4 load_relaxed_sys16(const void *p, EMU_SITE)
+{
+    emu_read_outside(p, file, line);
+    const uint4 *v = (const uint4 *)p;
+    emu_check_aligned(p, 16);
+    return {emu_read_word(&v->x), emu_read_word(&v->y), emu_read_word(&v->z), emu_read_word(&v->w)};
+}
+inline void store_relaxed_sys16(void *p, uint4 v)
+{
+    emu_check_aligned(p, 16);
+    uint4 *to = (uint4 *)p;
+    emu_write_word(&to->x, v.x);
+    emu_write_word(&to->y, v.y);
+    emu_write_word(&to->z, v.z);
+    emu_write_word(&to->w, v.w);
+}
+inline uint32_t load_relaxed_sys4(const void *p, EMU_SITE)
+{
+    emu_read_outside(p, file, line);
+    return emu_read_word(p);
+}
+inline void store_relaxed_sys4(void *p, uint32_t v) { emu_write_word(p, v); }
+inline uint64_t clock_ns()
+{
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+inline uint64_t clock_cycles() { return clock_ns(); }
 
 } // namespace mq_cuda
 
