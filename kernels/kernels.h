@@ -112,6 +112,13 @@ typedef struct mq_kernels {
     mq_status (*route)(mq_dev *dev, int32_t *ids, float *coef, float *margin, const float *logits, const float *bias,
                        int64_t n, int n_experts, int topk, bool norm, float scaling, mq_err *err);
 
+    /* The packed experts of a layer (one rank's) for many rows at once, in BF16 whatever dev's precision: y [n, hidden] = sum over
+     * the row's experts, ascending, of coef * down(h), h = silu(gate x) * up x rounded to BF16; x [n, hidden] F32, rounded; ids,
+     * coef [n, topk] as route leaves them.  The tables lie in dev's memory, hidden and width are multiples of 64 (128 for g128),
+     * n * topk is below 2^31.  A row's bits depend on that row alone.  NULL: not there; runtime calls linear for each expert. */
+    mq_status (*experts)(mq_dev *dev, float *y, const float *x, const int32_t *ids, const float *coef,
+                         const mq_decode_expert_table *t, int64_t n, mq_err *err);
+
     /* out [n, cols] = src rows index[i]. */
     mq_status (*gather)(mq_dev *dev, float *out, const float *src, const int32_t *index, int64_t n, int64_t cols,
                         mq_err *err);

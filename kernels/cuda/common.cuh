@@ -19,7 +19,7 @@ namespace mq_cuda {
 struct blas;
 
 /* Buffers that grow on demand and are kept until the device closes. */
-enum workspace_slot { WS_WEIGHTS, WS_STATS, WS_MOMENT, WS_ROWS, WS_SUMS, WS_SMALL, WS_HALF, WS_COUNT };
+enum workspace_slot { WS_WEIGHTS, WS_STATS, WS_MOMENT, WS_ROWS, WS_SUMS, WS_SMALL, WS_HALF, WS_GROUPS, WS_COUNT };
 } // namespace mq_cuda
 
 struct mq_dev {
@@ -178,6 +178,8 @@ mq_status attention_block(mq_dev *dev, float *out, const float *q, const mq_kv *
                           int window, int64_t n, int64_t pos0, mq_err *err);
 mq_status route(mq_dev *dev, int32_t *ids, float *coef, float *margin, const float *logits, const float *bias, int64_t n,
                 int n_experts, int topk, bool norm, float scaling, mq_err *err);
+mq_status experts(mq_dev *dev, float *y, const float *x, const int32_t *ids, const float *coef,
+                  const mq_decode_expert_table *t, int64_t n, mq_err *err);
 mq_status gather(mq_dev *dev, float *out, const float *src, const int32_t *index, int64_t n, int64_t cols, mq_err *err);
 mq_status pick(mq_dev *dev, float *out, const float *x, const int32_t *index, int64_t n, int64_t cols, mq_err *err);
 mq_status put_cols(mq_dev *dev, float *y, int64_t y_cols, int64_t col0, const float *x, int64_t n, int64_t cols,

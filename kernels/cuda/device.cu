@@ -217,6 +217,7 @@ static constexpr mq_kernels table()
     t.attention_block = attention_block;
     t.swiglu = swiglu;
     t.route = route;
+    t.experts = experts;
     t.gather = gather;
     t.pick = pick;
     t.put_cols = put_cols;

@@ -1,0 +1,175 @@
+/* A whole MoE layer for many rows: choices grouped by expert on the device, then two grouped products for all experts, and
+ * each row's experts added in ascending order.
+ *
+ * Grouping is counting: a block an expert, rows ascending within it, so the order is that of the router's list.  The number of
+ * spans of a product is known on the device alone; the grid has room for the most there can be.  The down product keeps
+ * every choice's output apart and a third kernel adds them up: no atomics, and a row's bits depend on that row alone.
+ * These outputs go through memory for some columns at a time, so that the workspace stays bounded. */
+#include "kernels/cuda/half.cuh"
+#include "kernels/cuda/packed.cuh"
+#include "src/units.h"
+
+namespace mq_cuda {
+
+enum { THREADS = 256, BLOCK_COLS = 128 };
+static const int64_t OUTPUT_BYTES = 512 << 20; /* of the choices' outputs at a time, where 128 columns do not need more */
+
+/* The choices of all rows, grouped; arrays of the workspace. */
+struct grouping {
+    int32_t *count;   /* [n_experts] */
+    int32_t *n_spans; /* [1] */
+    packed_span *spans;
+    int32_t *row;   /* [picks] by position: the row that chose */
+    int32_t *place; /* [n, topk] position of a choice */
+};
+
+static __global__ void count_kernel(grouping to, const int32_t *ids, int64_t picks)
+{
+    int count = 0, expert = (int)blockIdx.x;
+    for (int64_t i = threadIdx.x; i < picks; i += blockDim.x)
+        count += ids[i] == expert;
+    count = block_sum(count);
+    if (threadIdx.x == 0)
+        to.count[expert] = count;
+}
+
+static __device__ __forceinline__ int spans_of(int count)
+{
+    return (count + PACKED_TOKENS - 1) / PACKED_TOKENS;
+}
+
+/* Positions of this expert's choices and its spans. */
+static __global__ void place_kernel(grouping to, const int32_t *ids, int64_t picks, int topk)
+{
+    MQ_SHARED(in_warp, int[THREADS / WARP]);
+    int expert = (int)blockIdx.x, warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, first = 0, span = 0;
+    for (int e = (int)threadIdx.x; e < expert; e += (int)blockDim.x) {
+        first += to.count[e];
+        span += spans_of(to.count[e]);
+    }
+    first = block_sum(first);
+    span = block_sum(span);
+    int count = to.count[expert], n_spans = spans_of(count);
+    for (int s = (int)threadIdx.x; s < n_spans; s += (int)blockDim.x) {
+        int left = count - s * PACKED_TOKENS;
+        packed_span one = {expert, first + s * PACKED_TOKENS, left < PACKED_TOKENS ? left : (int)PACKED_TOKENS};
+        to.spans[span + s] = one;
+    }
+    if (expert == (int)gridDim.x - 1 && threadIdx.x == 0)
+        *to.n_spans = span + n_spans;
+    for (int64_t i0 = 0; i0 < picks; i0 += blockDim.x) {
+        int64_t i = i0 + threadIdx.x;
+        bool mine = i < picks && ids[i] == expert;
+        unsigned lanes = __ballot_sync(ALL_LANES, mine);
+        if (lane == 0)
+            in_warp[warp] = __popc(lanes);
+        __syncthreads();
+        int before = __popc(lanes & ((1u << lane) - 1u)), all = 0;
+        for (int w = 0; w < THREADS / WARP; w++) {
+            before += w < warp ? in_warp[w] : 0;
+            all += in_warp[w];
+        }
+        if (mine) {
+            to.row[first + before] = (int32_t)(i / topk);
+            to.place[i] = first + before;
+        }
+        first += all;
+        __syncthreads(); /* in_warp is written again */
+    }
+}
+
+/* Columns col0 .. of y [n, hidden] = sum over the row's choices in their order; outputs [picks, cols]. */
+static __global__ void combine_kernel(float *y, const float *outputs, const int32_t *place, const float *coef, int topk,
+                                      int64_t n, int64_t hidden, int64_t col0, int64_t cols)
+{
+    for (int64_t i = blockIdx.y; i < n; i += gridDim.y)
+        for (int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; c < cols; c += (int64_t)gridDim.x * blockDim.x) {
+            float sum = 0.0f;
+            for (int k = 0; k < topk; k++)
+                sum = fmaf(coef[i * topk + k], outputs[place[i * topk + k] * cols + c], sum);
+            y[i * hidden + col0 + c] = sum;
+        }
+}
+
+/* Every array starts at a multiple of 16 bytes; base NULL: bytes alone. */
+static int64_t lay_out(grouping *g, uint8_t *base, int64_t n_experts, int64_t span_limit, int64_t picks)
+{
+    const int64_t ALIGN = 16;
+    int64_t bytes[] = {4 * n_experts, 4, (int64_t)sizeof(packed_span) * span_limit, 4 * picks, 4 * picks};
+    void *at[5];
+    int64_t used = 0;
+    for (int i = 0; i < 5; i++) {
+        at[i] = base ? base + used : NULL;
+        used += (bytes[i] + ALIGN - 1) / ALIGN * ALIGN;
+    }
+    *g = {(int32_t *)at[0], (int32_t *)at[1], (packed_span *)at[2], (int32_t *)at[3], (int32_t *)at[4]};
+    return used;
+}
+
+static mq_status group_choices(mq_dev *dev, grouping *g, const int32_t *ids, int n_experts, int topk, int64_t picks,
+                               int64_t span_limit, mq_err *err)
+{
+    void *room;
+    MQ_TRY(workspace(dev, WS_GROUPS, lay_out(g, NULL, n_experts, span_limit, picks), &room, err));
+    lay_out(g, (uint8_t *)room, n_experts, span_limit, picks);
+    MQ_TRY(launch(dev, err, "experts", count_kernel, (unsigned)n_experts, THREADS, 0, *g, ids, picks));
+    return launch(dev, err, "experts", place_kernel, (unsigned)n_experts, THREADS, 0, *g, ids, picks, topk);
+}
+
+/* y = the choices' outputs of h [picks, width], weighted and added, some columns at a time. */
+static mq_status down(mq_dev *dev, float *y, const uint16_t *h, const float *coef, const mq_decode_expert_table *t,
+                      const grouping *g, int64_t n, int64_t span_limit, mq_err *err)
+{
+    void *room;
+    int64_t picks = n * t->topk, block = OUTPUT_BYTES / (4 * picks) / BLOCK_COLS * BLOCK_COLS;
+    block = block < BLOCK_COLS ? (int64_t)BLOCK_COLS : block;
+    block = block < t->hidden ? block : t->hidden;
+    MQ_TRY(workspace(dev, WS_ROWS, 4 * picks * block, &room, err));
+    packed_job job = {};
+    job.units = t->down;
+    job.x = h;
+    job.spans = g->spans;
+    job.n_spans = g->n_spans;
+    job.cols = t->width;
+    job.out = room;
+    for (int64_t col0 = 0; col0 < t->hidden; col0 += block) {
+        int64_t cols = t->hidden - col0 < block ? t->hidden - col0 : block;
+        job.tile0 = col0 / MQ_UNIT_ROWS;
+        job.n_tiles = cols / MQ_UNIT_ROWS;
+        job.stride = cols;
+        MQ_TRY(packed_rows(dev, "experts", &job, t->group, false, span_limit, err));
+        MQ_TRY(launch(dev, err, "experts", combine_kernel, dim3(n_blocks(cols, THREADS), n_blocks(n, 1, GRID_Y_LIMIT)),
+                      THREADS, 0, y, (const float *)room, (const int32_t *)g->place, coef, t->topk, n, t->hidden, col0,
+                      cols));
+    }
+    return MQ_OK;
+}
+
+mq_status experts(mq_dev *dev, float *y, const float *x, const int32_t *ids, const float *coef,
+                  const mq_decode_expert_table *t, int64_t n, mq_err *err)
+{
+    grouping g;
+    void *room;
+    int64_t picks = n * t->topk, most = picks < t->n_experts ? picks : t->n_experts;
+    int64_t span_limit = picks / PACKED_TOKENS + most;
+    if (n == 0)
+        return MQ_OK;
+    MQ_TRY(group_choices(dev, &g, ids, t->n_experts, t->topk, picks, span_limit, err));
+    MQ_TRY(workspace(dev, WS_HALF, (n * t->hidden + picks * t->width) * (int64_t)sizeof(uint16_t), &room, err));
+    uint16_t *half = (uint16_t *)room, *h = half + n * t->hidden;
+    MQ_TRY(to_bf16(dev, "experts", half, x, n, t->hidden, err));
+    packed_job job = {};
+    job.units = t->gate_up;
+    job.x = half;
+    job.rows = g.row;
+    job.spans = g.spans;
+    job.n_spans = g.n_spans;
+    job.cols = t->hidden;
+    job.n_tiles = 2 * t->width / MQ_UNIT_ROWS;
+    job.out = h;
+    job.stride = t->width;
+    MQ_TRY(packed_rows(dev, "experts", &job, t->group, true, span_limit, err));
+    return down(dev, y, h, coef, t, &g, n, span_limit, err);
+}
+
+} // namespace mq_cuda
