@@ -152,7 +152,8 @@ typedef struct mq_kernels {
      * BF16, [rows, cols / group], group 32, 64 or 128 and dividing cols.  D = W - scale * q.  What these compute depends on
      * their arguments alone, not on threads; across instruction sets and devices the bits may differ. ---- */
 
-    /* dst [n_bytes] = src, both in dev's memory, apart from each other. */
+    /* dst [n_bytes] = src, apart from each other; dst in dev's memory, src in dev's or that of another device of this table, where
+     * whoever wrote it has been waited for. */
     mq_status (*copy)(mq_dev *dev, void *dst, const void *src, int64_t n_bytes, mq_err *err);
 
     /* out [n_rows, w.cols] = rows row0 .. of w, widened; the bits of mq_matrix_widen for every scheme (MXFP4 units: but for

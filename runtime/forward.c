@@ -138,14 +138,36 @@ mq_status mq_forward_create(mq_forward **out, const mq_kernels *kernels, mq_dev 
     return MQ_OK;
 }
 
-mq_status mq_forward_loop_back(mq_forward *f, float *y, float *scratch, int64_t count, mq_err *err)
+float *mq_forward_part(const mq_forward *f, int rank, float *y, float *scratch)
 {
+    return f->join ? mq_join_part(f->join, f->member, rank) : rank == f->first_rank ? y : scratch;
+}
+
+mq_status mq_forward_keep_part(mq_forward *f, int rank, float *y, const float *part, int64_t count, mq_err *err)
+{
+    return f->join || rank == f->first_rank ? MQ_OK : f->k->add(f->dev, y, part, count, err);
+}
+
+mq_status mq_forward_add_ranks(mq_forward *f, float *y, float *scratch, int64_t count, mq_err *err)
+{
+    if (f->join)
+        return mq_join_sum(f->join, f->member, y, count, err);
     if (f->n_held == f->n_ranks)
         return MQ_OK;
     MQ_TRY(f->k->copy(f->dev, scratch, y, 4 * count, err));
     for (int r = 1; r < f->n_ranks; r++)
         MQ_TRY(f->k->add(f->dev, y, scratch, count, err));
     return MQ_OK;
+}
+
+void mq_forward_set_join(mq_forward *f, mq_join *join, int member)
+{
+    assert(mq_join_max_count(join) >= f->mlp_rows * f->m->hidden &&
+           mq_join_max_count(join) >= f->m->vocab / f->n_ranks);
+    f->join = join;
+    f->member = member;
+    f->first_rank = mq_join_first_rank(join, member);
+    f->n_held = mq_join_n_local(join);
 }
 
 void mq_forward_free(mq_forward *f)
@@ -234,20 +256,36 @@ mq_status mq_forward_final_norm(mq_forward *f, float *y, const float *x, int64_t
     return f->k->rmsnorm(f->dev, y, x, weight, f->m->norm_eps, n, f->m->hidden, err);
 }
 
+/* The ranks' logits of n rows to f->head_parts, a block [n, vocab / n_ranks] each. */
+static mq_status head_parts(mq_forward *f, mq_forward_mode mode, int64_t n, mq_err *err)
+{
+    int64_t part = f->m->vocab / f->n_ranks;
+    for (int r = f->first_rank; r < f->first_rank + f->n_held; r++) {
+        mq_matrix w;
+        MQ_TRY(mq_store_head(f->store, &w, r, err));
+        float *own = f->head_parts + r * n * part;
+        MQ_TRY(mq_forward_linear(f, mode, f->join ? mq_join_part(f->join, f->member, r) : own, f->h, &w, n, err));
+    }
+    if (!f->join)
+        return MQ_OK;
+    const float *all;
+    MQ_TRY(mq_join_exchange(f->join, f->member, &all, n * part, err));
+    for (int r = 0; r < f->n_ranks; r++)
+        MQ_TRY(f->k->copy(f->dev, f->head_parts + r * n * part, all + r * mq_join_max_count(f->join), 4 * n * part,
+                          err));
+    return MQ_OK;
+}
+
 /* Rows of several ranks: each rank's logits as a block of its own, then put side by side. */
 static mq_status head_ranks(mq_forward *f, mq_forward_mode mode, float *logits, int64_t n,
                             mq_err *err)
 {
     int64_t part = f->m->vocab / f->n_ranks;
-    for (int r = 0; r < f->n_ranks; r++) {
-        int from = r < f->n_held ? r : 0;
-        mq_matrix w;
-        MQ_TRY(mq_store_head(f->store, &w, r, err));
-        if (from == r)
-            MQ_TRY(mq_forward_linear(f, mode, f->head_parts + r * n * part, f->h, &w, n, err));
+    bool all = f->join || f->n_held == f->n_ranks; /* otherwise the first stands for all */
+    MQ_TRY(head_parts(f, mode, n, err));
+    for (int r = 0; r < f->n_ranks; r++)
         for (int64_t i = 0; i < n; i++)
-            f->host_perm[i * f->n_ranks + r] = (int32_t)(from * n + i);
-    }
+            f->host_perm[i * f->n_ranks + r] = (int32_t)((all ? r : 0) * n + i);
     MQ_TRY(f->k->upload(f->dev, f->head_perm, f->host_perm, n * f->n_ranks * 4, err));
     return f->k->gather(f->dev, logits, f->head_parts, f->head_perm, n * f->n_ranks, part, err);
 }
@@ -256,6 +294,8 @@ mq_status mq_forward_head(mq_forward *f, mq_forward_mode mode, float *logits, co
                           int64_t n, mq_err *err)
 {
     int64_t block = f->n_ranks > 1 ? f->head_rows : f->max_rows;
+    if (f->join && block > mq_join_max_count(f->join) / (f->m->vocab / f->n_ranks))
+        block = mq_join_max_count(f->join) / (f->m->vocab / f->n_ranks);
     for (int64_t i = 0; i < n; i += block) {
         int64_t rows = n - i < block ? n - i : block;
         MQ_TRY(mq_forward_final_norm(f, f->h, x + i * f->m->hidden, rows, err));

@@ -11,6 +11,7 @@
 
 #include "kernels/kernels.h"
 #include "runtime/cache.h"
+#include "runtime/join.h"
 #include "runtime/store.h"
 
 #ifdef __cplusplus
@@ -55,6 +56,11 @@ void mq_forward_free(mq_forward *f); /* accepts NULL */
 /* Bytes that mq_forward_create takes, host and device together. */
 int64_t mq_forward_workspace_bytes(const mq_model *m, int n_ranks, int64_t max_rows,
                                    int64_t mlp_rows);
+
+/* From now on f computes member's ranks alone, and its other members' forward passes, each on its device and thread, the rest;
+ * all of them make the same calls.  join takes mlp_rows * hidden
+ * and vocab / n_ranks elements, and is borrowed. */
+void mq_forward_set_join(mq_forward *f, mq_join *join, int member);
 
 /* All of these queue work on dev.  Statuses: those of the store, of kernels and of the tap.  A tap
  * wants a store of one rank (MQ_E_ARG otherwise): with several, no linear sees its whole input. */

@@ -57,19 +57,18 @@ static mq_status attention_block(mq_forward *f, mq_forward_mode mode, int layer,
                                  const rows_of *rows, int64_t row0, const mq_tap *tap, mq_err *err)
 {
     int64_t n = rows->n_seqs * rows->seq_rows, hidden = f->m->hidden;
-    for (int r = 0; r < f->n_held; r++) {
+    for (int r = f->first_rank; r < f->first_rank + f->n_held; r++) {
         mq_layer_weights w;
         MQ_TRY(mq_store_layer(f->store, &w, layer, r, err));
-        if (r == 0) {
+        if (r == f->first_rank) {
             MQ_TRY(f->k->rmsnorm(f->dev, f->h, x, w.input_norm, f->m->norm_eps, n, hidden, err));
             MQ_TRY(mq_forward_tap(f, tap, MQ_TAP_QKV, layer, f->h, row0, n, hidden, err));
         }
-        float *out = r == 0 ? f->y : f->part;
+        float *out = mq_forward_part(f, r, f->y, f->part);
         MQ_TRY(rank_part(f, mode, layer, r, &w.attn, out, rows, row0, tap, err));
-        if (r > 0)
-            MQ_TRY(f->k->add(f->dev, f->y, f->part, n * hidden, err));
+        MQ_TRY(mq_forward_keep_part(f, r, f->y, out, n * hidden, err));
     }
-    MQ_TRY(mq_forward_loop_back(f, f->y, f->part, n * hidden, err));
+    MQ_TRY(mq_forward_add_ranks(f, f->y, f->part, n * hidden, err));
     return f->k->add(f->dev, x, f->y, n * hidden, err);
 }
 

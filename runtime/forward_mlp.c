@@ -29,22 +29,21 @@ static mq_status dense_block(mq_forward *f, mq_forward_mode mode, int layer, flo
                              int64_t n, const mq_tap *tap, mq_err *err)
 {
     int64_t hidden = f->m->hidden;
-    for (int r = 0; r < f->n_held; r++) {
+    for (int r = f->first_rank; r < f->first_rank + f->n_held; r++) {
         mq_layer_weights w;
         MQ_TRY(mq_store_layer(f->store, &w, layer, r, err));
-        if (r == 0) {
+        if (r == f->first_rank) {
             MQ_TRY(f->k->rmsnorm(f->dev, f->h, x, w.post_norm, f->m->norm_eps, n, hidden, err));
             MQ_TRY(mq_forward_tap(f, tap, MQ_TAP_MLP_IN, layer, f->h, row0, n, hidden, err));
         }
         MQ_TRY(swiglu_mid(f, mode, f->h, &w.mlp, n, err));
         MQ_TRY(
             mq_forward_tap(f, tap, MQ_TAP_MLP_DOWN, layer, f->mid, row0, n, w.mlp.down.cols, err));
-        float *out = r == 0 ? f->y : f->part;
+        float *out = mq_forward_part(f, r, f->y, f->part);
         MQ_TRY(mq_forward_linear(f, mode, out, f->mid, &w.mlp.down, n, err));
-        if (r > 0)
-            MQ_TRY(f->k->add(f->dev, f->y, f->part, n * hidden, err));
+        MQ_TRY(mq_forward_keep_part(f, r, f->y, out, n * hidden, err));
     }
-    MQ_TRY(mq_forward_loop_back(f, f->y, f->part, n * hidden, err));
+    MQ_TRY(mq_forward_add_ranks(f, f->y, f->part, n * hidden, err));
     return f->k->add(f->dev, x, f->y, n * hidden, err);
 }
 
@@ -168,12 +167,12 @@ static mq_status moe(mq_forward *f, mq_forward_mode mode, int layer, const mq_la
     for (int e = 0; e < f->m->n_experts; e++)
         f->n_distinct[layer] += f->first[e] < f->first[e + 1];
     moe_input in = {n <= f->max_rows ? f->h : NULL, x, w->post_norm};
-    MQ_TRY(rank_experts(f, mode, layer, 0, f->y, &in, n, tap, err));
-    for (int r = 1; r < f->n_held; r++) {
-        MQ_TRY(rank_experts(f, mode, layer, r, f->y_rank, &in, n, tap, err));
-        MQ_TRY(f->k->add(f->dev, f->y, f->y_rank, n * f->m->hidden, err));
+    for (int r = f->first_rank; r < f->first_rank + f->n_held; r++) {
+        float *out = mq_forward_part(f, r, f->y, f->y_rank);
+        MQ_TRY(rank_experts(f, mode, layer, r, out, &in, n, tap, err));
+        MQ_TRY(mq_forward_keep_part(f, r, f->y, out, n * f->m->hidden, err));
     }
-    MQ_TRY(mq_forward_loop_back(f, f->y, f->y_rank, n * f->m->hidden, err));
+    MQ_TRY(mq_forward_add_ranks(f, f->y, f->y_rank, n * f->m->hidden, err));
     return f->k->add(f->dev, x, f->y, n * f->m->hidden, err);
 }
 
@@ -183,7 +182,7 @@ mq_status mq_forward_route(mq_forward *f, mq_forward_mode mode, int layer, int32
     assert(n >= 0 && n <= f->mlp_rows && f->m->is_moe[layer]);
     int64_t picks_bytes = n * f->m->n_experts_per_tok * 4;
     mq_layer_weights w;
-    MQ_TRY(mq_store_layer(f->store, &w, layer, 0, err));
+    MQ_TRY(mq_store_layer(f->store, &w, layer, f->first_rank, err));
     MQ_TRY(route_rows(f, mode, layer, &w, x, n, NULL, NULL, err));
     MQ_TRY(f->k->download(f->dev, ids, f->route_ids, picks_bytes, err));
     MQ_TRY(f->k->download(f->dev, coef, f->route_coef, picks_bytes, err));
@@ -197,7 +196,7 @@ mq_status mq_forward_mlp(mq_forward *f, mq_forward_mode mode, int layer, float *
     if (tap && f->n_ranks > 1)
         return mq_fail(err, MQ_E_ARG, "a tap with %d ranks, expected 1", f->n_ranks);
     mq_layer_weights w;
-    MQ_TRY(mq_store_layer(f->store, &w, layer, 0, err));
+    MQ_TRY(mq_store_layer(f->store, &w, layer, f->first_rank, err));
     if (w.is_moe) {
         MQ_TRY(moe(f, mode, layer, &w, x, n, margin, tap, err));
     } else {

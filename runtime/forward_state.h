@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "runtime/forward.h"
+#include "runtime/join.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -19,7 +20,10 @@ struct mq_forward {
     mq_dev *dev;
     mq_store *store;
     const mq_model *m;
-    int n_ranks, n_held; /* n_held: ranks that are computed, n_ranks or 1 (mq_store_only_rank) */
+    int n_ranks;
+    int first_rank, n_held; /* ranks that are computed here: first_rank .. first_rank + n_held - 1 */
+    mq_join *join;     /* the others are computed by its other members; NULL: see mq_forward_add_ranks */
+    int member;
     int64_t max_rows, mlp_rows;
     int64_t head_rows; /* rows of a head block when there are several ranks */
     int n_captures;
@@ -61,9 +65,12 @@ struct mq_forward {
     int32_t *host_perm;      /* [head_rows * n_ranks] */
 };
 
-/* y [count], the contribution of the one rank there is: add it for every other rank, in rank order.
- * scratch [count]; nothing to do where all ranks are there. */
-mq_status mq_forward_loop_back(mq_forward *f, float *y, float *scratch, int64_t count, mq_err *err);
+/* What the ranks add to a row: rank's contribution goes where mq_forward_part says (y or scratch, [count] each, unless there is
+ * a join), then mq_forward_keep_part takes it; after the last rank mq_forward_add_ranks leaves the sum over all ranks,
+ * in rank order, in y.  Ranks that nobody computes (mq_store_only_rank) count as equal to the one there is. */
+float *mq_forward_part(const mq_forward *f, int rank, float *y, float *scratch);
+mq_status mq_forward_keep_part(mq_forward *f, int rank, float *y, const float *part, int64_t count, mq_err *err);
+mq_status mq_forward_add_ranks(mq_forward *f, float *y, float *scratch, int64_t count, mq_err *err);
 
 /* y [n, w.rows] = x w^T in the mode's order. */
 static inline mq_status mq_forward_linear(mq_forward *f, mq_forward_mode mode, float *y,
