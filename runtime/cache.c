@@ -14,7 +14,7 @@ struct mq_cache {
     const mq_kernels *kernels;
     mq_dev *dev;
     int n_layers, n_ranks;
-    int n_held; /* n_ranks, or 1: one for all */
+    int first_rank, n_held; /* those there are */
     int64_t capacity, ring_rows;
     int64_t length, high; /* high: positions ever stored since the last truncation to 0 */
     mq_kv *kv;            /* [n_layers, n_held] */
@@ -120,11 +120,12 @@ mq_status mq_cache_create(mq_cache **out, const mq_kernels *kernels, mq_dev *dev
     return create(out, kernels, dev, m, n_ranks, n_ranks, capacity, ring_rows, false, err);
 }
 
-mq_status mq_cache_create_one(mq_cache **out, const mq_kernels *kernels, mq_dev *dev,
-                              const mq_model *m, int n_ranks, int64_t capacity, int64_t ring_rows,
-                              mq_err *err)
+mq_status mq_cache_create_held(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, const mq_model *m, int n_ranks,
+                               int first, int n_held, int64_t capacity, int64_t ring_rows, mq_err *err)
 {
-    return create(out, kernels, dev, m, n_ranks, 1, capacity, ring_rows, false, err);
+    MQ_TRY(create(out, kernels, dev, m, n_ranks, n_held, capacity, ring_rows, false, err));
+    (*out)->first_rank = first;
+    return MQ_OK;
 }
 
 mq_status mq_cache_create_scratch(mq_cache **out, const mq_kernels *kernels, mq_dev *dev,
@@ -147,7 +148,9 @@ void mq_cache_free(mq_cache *c)
 const mq_kv *mq_cache_kv(const mq_cache *c, int layer, int rank)
 {
     assert(layer >= 0 && layer < c->n_layers && rank >= 0 && rank < c->n_ranks);
-    return &c->kv[layer * c->n_held + (c->n_held == c->n_ranks ? rank : 0)];
+    int at = c->n_held == 1 ? 0 : rank - c->first_rank;
+    assert(at >= 0 && at < c->n_held);
+    return &c->kv[layer * c->n_held + at];
 }
 
 mq_status mq_cache_fill(mq_cache *c, uint64_t seed, mq_err *err)

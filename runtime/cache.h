@@ -23,10 +23,9 @@ typedef struct mq_cache mq_cache;
 mq_status mq_cache_create(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, const mq_model *m,
                           int n_ranks, int64_t capacity, int64_t ring_rows, mq_err *err);
 
-/* The same for one rank of n_ranks, whichever: what mq_cache_kv lends is that rank's for any rank. */
-mq_status mq_cache_create_one(mq_cache **out, const mq_kernels *kernels, mq_dev *dev,
-                              const mq_model *m, int n_ranks, int64_t capacity, int64_t ring_rows,
-                              mq_err *err);
+/* The same for ranks first .. first + n_held - 1 alone; with one held rank, mq_cache_kv takes any other for it. */
+mq_status mq_cache_create_held(mq_cache **out, const mq_kernels *kernels, mq_dev *dev, const mq_model *m, int n_ranks,
+                               int first, int n_held, int64_t capacity, int64_t ring_rows, mq_err *err);
 
 /* One layer's room that all layers share: for streaming, where a layer is left before the next
  * begins.  The length stays 0. */

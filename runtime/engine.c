@@ -14,10 +14,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "runtime/device_step.h"
-#include "runtime/forward.h"
+#include "runtime/group.h"
+#include "runtime/join.h"
+#include "runtime/lane.h"
 
-enum { MAX_STEP = 8, DEFAULT_CONTEXT = 8192, DEFAULT_PREFILL = 256 };
+enum { MAX_STEP = MQ_LANE_STEP_ROWS, DEFAULT_CONTEXT = 8192, DEFAULT_PREFILL = 256 };
 
 /* What sampling gave for the rows of a call. */
 typedef struct chosen {
@@ -27,20 +28,16 @@ typedef struct chosen {
 
 struct mq_engine {
     const mq_kernels *kernels;
-    mq_dev *dev;
+    mq_group *group;
+    mq_lane *lanes[MQ_ENGINE_DEVICES];
+    int n_lanes;
+    mq_join *join; /* NULL with one lane */
+    mq_dev *dev;   /* of lane 0, where tokens are sampled and the drafter lives */
     mq_store *store;
-    mq_forward *forward;
-    mq_cache *cache;
     int64_t context, prefill_rows;
-    mq_device_step *step; /* the device's own step; NULL: composed by forward */
-    mq_err why_composed;
-    float *x;           /* [prefill_rows, hidden], dev's memory */
-    float *logits;      /* [MAX_STEP, vocab], dev's memory */
-    float *row_logits;  /* those of the last call, in either place */
     chosen *sampled;    /* [1], dev's memory */
     int64_t n_logits;   /* rows of the last call */
     int64_t logits_pos; /* position of the first of them */
-    bool was_step;      /* the last call was a step of the device's own */
     bool has_sampled;   /* host_sampled holds what sampling gives for the last call's rows */
     mq_sampling sampling;
     chosen host_sampled;
@@ -63,6 +60,16 @@ static int64_t prefill_rows(const mq_engine_options *o)
     return rows < MAX_STEP ? MAX_STEP : rows;
 }
 
+static int n_ranks_of(const mq_engine_options *o)
+{
+    return o->n_ranks > 0 ? o->n_ranks : 1;
+}
+
+static int n_lanes_of(const mq_engine_options *o)
+{
+    return o->n_devices > 0 ? o->n_devices : 1;
+}
+
 static const char *draft_name(mq_draft_kind kind)
 {
     return kind == MQ_DRAFT_DFLASH ? "DFlash drafter" : "MTP layers";
@@ -76,7 +83,7 @@ static mq_status choose_draft(mq_draft_kind *out, const char *dir, const mq_engi
     if (!o->draft_any)
         return MQ_OK;
     const mq_store_options so = {
-        .n_ranks = o->n_ranks > 0 ? o->n_ranks : 1, .n_threads = 1, .dflash = true, .mtp = true,
+        .n_ranks = n_ranks_of(o), .n_threads = 1, .dflash = true, .mtp = true,
         .synthetic = o->synthetic};
     mq_store *s;
     MQ_TRY(mq_store_open(&s, dir, &so, err));
@@ -125,10 +132,11 @@ static mq_status plan_bytes(mq_engine_bytes *out, const mq_kernels *kernels, con
     out->cache = mq_cache_bytes(m, n_ranks, out->context, rows);
     if (mq_store_only_rank(s) >= 0)
         out->cache /= n_ranks;
-    out->workspace = mq_forward_workspace_bytes(m, n_ranks, rows, rows) + 4 * rows * m->hidden +
-                     4 * (int64_t)MAX_STEP * m->vocab;
-    if (!o->composed_step)
-        out->workspace += mq_device_step_bytes(kernels, m, n_ranks, n_taps_of(s, draft), out->context);
+    const mq_lane_options lo = {.context = out->context,
+                                .rows = rows,
+                                .n_taps = n_taps_of(s, draft),
+                                .composed_step = o->composed_step};
+    out->workspace = n_lanes_of(o) * mq_lane_workspace_bytes(kernels, m, n_ranks, n_lanes_of(o), &lo);
     out->draft = draft;
     return drafter_bytes(&out->drafter, s, draft, rows, err);
 }
@@ -138,7 +146,7 @@ mq_status mq_engine_plan(mq_engine_bytes *out, const char *dir, const mq_kernels
 {
     mq_draft_kind draft;
     MQ_TRY(choose_draft(&draft, dir, options, err));
-    const mq_store_options so = {.n_ranks = options->n_ranks > 0 ? options->n_ranks : 1,
+    const mq_store_options so = {.n_ranks = n_ranks_of(options),
                                  .n_threads = 1,
                                  .dflash = draft == MQ_DRAFT_DFLASH,
                                  .mtp = draft == MQ_DRAFT_MTP,
@@ -163,20 +171,6 @@ static mq_status check_budget(const mq_engine_bytes *b, int64_t budget, mq_err *
     return MQ_OK;
 }
 
-static mq_status alloc_buffers(mq_engine *e, mq_err *err)
-{
-    const mq_model *m = mq_store_model(e->store);
-    int64_t logits_bytes = 4 * (int64_t)MAX_STEP * m->vocab;
-    void *p;
-    MQ_TRY(e->kernels->alloc(e->dev, &p, 4 * e->prefill_rows * m->hidden, err));
-    e->x = p;
-    MQ_TRY(e->kernels->alloc(e->dev, &p, logits_bytes, err));
-    e->logits = p;
-    MQ_TRY(e->kernels->alloc(e->dev, &p, sizeof(chosen), err));
-    e->sampled = p;
-    return MQ_OK;
-}
-
 static mq_status open_draft(mq_engine *e, mq_draft_kind kind, mq_err *err)
 {
     const int *layers;
@@ -192,52 +186,85 @@ static mq_status open_draft(mq_engine *e, mq_draft_kind kind, mq_err *err)
     return e->waiting_ids ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "drafter: out of memory");
 }
 
-/* The device's own step, where it has one for this model. */
-static mq_status open_step(mq_engine *e, const mq_engine_options *o, mq_err *err)
+static mq_status load_lane(void *ctx, int member, mq_err *err)
 {
-    const int *layers = NULL;
-    if (e->draft)
-        mq_draft_taps(e->draft, &layers);
-    if (o->composed_step) {
-        (void)mq_fail(&e->why_composed, MQ_E_UNSUPPORTED, "asked for");
-        return MQ_OK;
-    }
-    mq_status st = mq_device_step_create(&e->step, e->kernels, e->dev, e->store, e->cache, layers,
-                                         e->n_taps, o->plain_step, &e->why_composed);
-    return st == MQ_OK || st == MQ_E_UNSUPPORTED ? MQ_OK
-                                                 : mq_fail(err, st, "%s", e->why_composed.text);
+    const mq_engine *e = ctx;
+    const mq_lane_options o = {.context = e->context, .rows = e->prefill_rows};
+    return mq_lane_load(e->lanes[member], &o, e->join, member, err);
 }
 
-static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_options *o, mq_err *err)
+/* What the lanes' ways through the layers are made of. */
+static mq_status prepare_steps(mq_engine *e, const mq_engine_options *o, mq_err *err)
 {
-    mq_draft_kind draft;
-    MQ_TRY(choose_draft(&draft, dir, o, err));
-    mq_store_options so = {.n_ranks = o->n_ranks > 0 ? o->n_ranks : 1,
+    mq_lane_options lo = {.context = e->context,
+                          .rows = e->prefill_rows,
+                          .composed_step = o->composed_step,
+                          .plain_step = o->plain_step};
+    if (e->draft)
+        lo.n_taps = mq_draft_taps(e->draft, &lo.tap_layers);
+    for (int i = 0; i < e->n_lanes; i++) {
+        MQ_TRY(mq_lane_prepare_step(e->lanes[i], &lo, err));
+        lo.n_taps = 0; /* the drafter is on the first */
+    }
+    return MQ_OK;
+}
+
+/* Every device's lane, its model open but not loaded. */
+static mq_status open_lanes(mq_engine *e, const char *dir, const mq_engine_options *o, mq_draft_kind draft, mq_err *err)
+{
+    mq_store_options so = {.n_ranks = n_ranks_of(o),
                            .n_threads = o->n_threads,
                            .check = true,
                            .dflash = draft == MQ_DRAFT_DFLASH,
                            .mtp = draft == MQ_DRAFT_MTP,
                            .progress = o->progress,
                            .progress_ctx = o->progress_ctx,
-                           .kernels = e->kernels,
                            .synthetic = o->synthetic};
-    MQ_TRY(e->kernels->dev_open(&e->dev, 0, o->n_threads, NULL, err));
-    so.dev = e->dev;
-    MQ_TRY(mq_store_open(&e->store, dir, &so, err));
-    const mq_model *m = mq_store_model(e->store);
+    int n = n_lanes_of(o);
+    if (n > MQ_ENGINE_DEVICES || so.n_ranks % n != 0)
+        return mq_fail(err, MQ_E_ARG, "%d ranks on %d devices, expected at most %d and a divisor of the ranks", so.n_ranks,
+                       n, MQ_ENGINE_DEVICES);
+    MQ_TRY(mq_group_create(&e->group, n, err));
+    for (; e->n_lanes < n; e->n_lanes++) {
+        int ordinal = o->n_devices > 0 ? o->ordinals[e->n_lanes] : 0;
+        MQ_TRY(mq_lane_open(&e->lanes[e->n_lanes], e->kernels, ordinal, dir, &so, err));
+        so.dflash = so.mtp = false; /* the drafter lives with the first */
+        so.progress = NULL;
+    }
+    e->dev = mq_lane_dev(e->lanes[0]);
+    e->store = mq_lane_store(e->lanes[0]);
+    return MQ_OK;
+}
+
+static mq_status open_join(mq_engine *e, mq_err *err)
+{
+    mq_dev *devs[MQ_ENGINE_DEVICES];
+    if (e->n_lanes == 1)
+        return MQ_OK;
+    for (int i = 0; i < e->n_lanes; i++)
+        devs[i] = mq_lane_dev(e->lanes[i]);
+    int n_ranks = mq_store_n_ranks(e->store);
+    int64_t count = mq_lane_join_count(mq_store_model(e->store), n_ranks, e->prefill_rows);
+    return mq_join_create(&e->join, e->group, e->kernels, devs, n_ranks, count, err);
+}
+
+static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_options *o, mq_err *err)
+{
+    mq_draft_kind draft;
     mq_engine_bytes bytes;
+    void *p;
+    MQ_TRY(choose_draft(&draft, dir, o, err));
+    MQ_TRY(open_lanes(e, dir, o, draft, err));
     MQ_TRY(plan_bytes(&bytes, e->kernels, e->store, o, draft, err));
     MQ_TRY(check_budget(&bytes, o->memory_bytes, err));
     e->context = bytes.context;
     e->prefill_rows = prefill_rows(o);
-    MQ_TRY(mq_store_load(e->store, err));
-    MQ_TRY(mq_forward_create(&e->forward, e->kernels, e->dev, e->store, e->prefill_rows,
-                             e->prefill_rows, err));
-    MQ_TRY((mq_store_only_rank(e->store) >= 0 ? mq_cache_create_one : mq_cache_create)(
-        &e->cache, e->kernels, e->dev, m, so.n_ranks, e->context, e->prefill_rows, err));
-    MQ_TRY(alloc_buffers(e, err));
+    MQ_TRY(open_join(e, err));
+    MQ_TRY(mq_group_run(e->group, load_lane, e, err));
+    MQ_TRY(e->kernels->alloc(e->dev, &p, sizeof *e->sampled, err));
+    e->sampled = p;
     MQ_TRY(open_draft(e, draft, err));
-    return open_step(e, o, err);
+    return prepare_steps(e, o, err);
 }
 
 mq_status mq_engine_open(mq_engine **out, const char *dir, const mq_kernels *kernels,
@@ -262,19 +289,15 @@ void mq_engine_close(mq_engine *e)
     if (!e)
         return;
     free(e->waiting_ids);
-    mq_device_step_free(e->step);
     mq_draft_free(e->draft);
     if (e->dev) {
         e->kernels->release(e->dev, e->features);
         e->kernels->release(e->dev, e->sampled);
-        e->kernels->release(e->dev, e->logits);
-        e->kernels->release(e->dev, e->x);
-        mq_cache_free(e->cache);
-        mq_forward_free(e->forward);
     }
-    mq_store_close(e->store); /* its weights are in the device's memory */
-    if (e->dev)
-        e->kernels->dev_close(e->dev);
+    mq_join_free(e->join);
+    for (int i = 0; i < e->n_lanes; i++)
+        mq_lane_close(e->lanes[i]);
+    mq_group_free(e->group);
     free(e);
 }
 
@@ -300,12 +323,13 @@ int64_t mq_engine_context(const mq_engine *e)
 
 int64_t mq_engine_length(const mq_engine *e)
 {
-    return mq_cache_length(e->cache);
+    return mq_cache_length(mq_lane_cache(e->lanes[0]));
 }
 
 void mq_engine_reset(mq_engine *e)
 {
-    mq_cache_truncate(e->cache, 0);
+    for (int i = 0; i < e->n_lanes; i++)
+        mq_cache_truncate(mq_lane_cache(e->lanes[i]), 0);
     e->n_logits = 0;
     e->n_waiting = 0;
     if (e->draft)
@@ -318,7 +342,8 @@ void mq_engine_rollback(mq_engine *e, int64_t length)
         assert(length >= mq_draft_length(e->draft));
         e->n_waiting = length - mq_draft_length(e->draft);
     }
-    mq_cache_truncate(e->cache, length);
+    for (int i = 0; i < e->n_lanes; i++)
+        mq_cache_truncate(mq_lane_cache(e->lanes[i]), length);
 }
 
 /* Ids and room are checked before the first chunk, so that a refused call changes nothing. */
@@ -360,41 +385,40 @@ static mq_status make_room(mq_engine *e, float **out, int64_t n, mq_err *err)
     return MQ_OK;
 }
 
-/* The layers for n ids, at most prefill_rows; what the drafter wants to know of them waits. */
-static mq_status feed(mq_engine *e, mq_forward_mode mode, const int32_t *ids, int64_t n,
-                      mq_err *err)
+/* One call of every lane. */
+typedef struct call {
+    mq_engine *e;
+    bool is_step;
+    const int32_t *ids;
+    int64_t n, n_logits; /* rows fed, and how many of them, the last, get logits */
+    float *captures[MQ_MAX_TAPS];
+} call;
+
+static mq_status call_lane(void *ctx, int member, mq_err *err)
 {
-    float *out[MQ_MAX_TAPS];
-    const int *layers;
+    call *c = ctx;
+    mq_lane *l = c->e->lanes[member];
+    MQ_TRY(mq_lane_feed(l, c->is_step, c->ids, c->n, member == 0 ? c->captures : NULL, err));
+    if (c->n_logits > 0)
+        MQ_TRY(mq_lane_head(l, c->n_logits, err));
+    return c->e->kernels->dev_sync(mq_lane_dev(l), err);
+}
+
+/* The layers for n ids, at most prefill_rows; what the drafter wants to know of them waits. */
+static mq_status feed(mq_engine *e, bool is_step, const int32_t *ids, int64_t n, int64_t n_logits, mq_err *err)
+{
+    call c = {.e = e, .is_step = is_step, .ids = ids, .n = n, .n_logits = n_logits};
     e->n_logits = 0;
     e->has_sampled = false;
-    e->was_step = e->step && mode == MQ_FORWARD_STEP;
     if (e->draft)
-        MQ_TRY(make_room(e, out, n, err));
-    if (e->was_step) {
-        MQ_TRY(mq_device_step_run(e->step, out, ids, (int)n, err));
-    } else {
-        if (e->draft) {
-            mq_draft_taps(e->draft, &layers);
-            mq_forward_capture(e->forward, layers, out, e->n_taps);
-        }
-        MQ_TRY(mq_forward_tokens(e->forward, mode, e->x, ids, n, e->cache, NULL, NULL, err));
-    }
+        MQ_TRY(make_room(e, c.captures, n, err));
+    MQ_TRY(mq_group_run(e->group, call_lane, &c, err));
     if (e->draft) {
         memcpy(e->waiting_ids + e->n_waiting, ids, (size_t)n * sizeof *ids);
         e->n_waiting += n;
     }
-    return MQ_OK;
-}
-
-/* Logits of the last n rows fed, which stand at positions pos ..; of a prefill they are x's. */
-static mq_status finish(mq_engine *e, const float *x, int64_t n, int64_t pos, mq_err *err)
-{
-    e->row_logits = e->was_step ? mq_device_step_logits(e->step) : e->logits;
-    if (!e->was_step)
-        MQ_TRY(mq_forward_head(e->forward, MQ_FORWARD_STEP, e->logits, x, n, err));
-    e->n_logits = n;
-    e->logits_pos = pos;
+    e->n_logits = n_logits;
+    e->logits_pos = mq_engine_length(e) - n_logits;
     return MQ_OK;
 }
 
@@ -403,14 +427,11 @@ mq_status mq_engine_prefill(mq_engine *e, const int32_t *ids, int64_t n, mq_err 
     if (n < 1)
         return mq_fail(err, MQ_E_ARG, "an empty prompt, expected at least one token");
     MQ_TRY(check_ids(e, ids, n, err));
-    int64_t rows = 0;
-    for (int64_t i = 0; i < n; i += rows) {
+    for (int64_t i = 0, rows; i < n; i += rows) {
         rows = at_most(n - i, e->prefill_rows);
-        MQ_TRY(feed(e, MQ_FORWARD_BATCH, ids + i, rows, err));
+        MQ_TRY(feed(e, false, ids + i, rows, i + rows == n ? 1 : 0, err));
     }
-    MQ_TRY(finish(e, e->x + (rows - 1) * mq_engine_model(e)->hidden, 1, mq_engine_length(e) - 1,
-                  err));
-    return e->kernels->dev_sync(e->dev, err);
+    return MQ_OK;
 }
 
 mq_status mq_engine_step(mq_engine *e, const int32_t *ids, int n, mq_err *err)
@@ -418,16 +439,13 @@ mq_status mq_engine_step(mq_engine *e, const int32_t *ids, int n, mq_err *err)
     if (n < 1 || n > MAX_STEP)
         return mq_fail(err, MQ_E_ARG, "a step of %d rows, expected 1 to %d", n, MAX_STEP);
     MQ_TRY(check_ids(e, ids, n, err));
-    int64_t pos = mq_engine_length(e);
-    MQ_TRY(feed(e, MQ_FORWARD_STEP, ids, n, err));
-    MQ_TRY(finish(e, e->x, n, pos, err));
-    return e->kernels->dev_sync(e->dev, err);
+    return feed(e, true, ids, n, n, err);
 }
 
 mq_status mq_engine_logits(mq_engine *e, float *logits, mq_err *err)
 {
     int64_t bytes = (int64_t)sizeof *logits * e->n_logits * mq_engine_model(e)->vocab;
-    MQ_TRY(e->kernels->download(e->dev, logits, e->row_logits, bytes, err));
+    MQ_TRY(e->kernels->download(e->dev, logits, mq_lane_logits(e->lanes[0]), bytes, err));
     return e->kernels->dev_sync(e->dev, err);
 }
 
@@ -435,9 +453,9 @@ mq_status mq_engine_logits(mq_engine *e, float *logits, mq_err *err)
 static mq_status sample_rows(mq_engine *e, const mq_sampling *s, mq_err *err)
 {
     int64_t vocab = mq_engine_model(e)->vocab;
-    MQ_TRY(e->kernels->sample(e->dev, e->sampled->token, e->row_logits, s, e->n_logits, vocab,
+    MQ_TRY(e->kernels->sample(e->dev, e->sampled->token, mq_lane_logits(e->lanes[0]), s, e->n_logits, vocab,
                               e->logits_pos + 1, err));
-    MQ_TRY(e->kernels->pick(e->dev, e->sampled->logit, e->row_logits, e->sampled->token,
+    MQ_TRY(e->kernels->pick(e->dev, e->sampled->logit, mq_lane_logits(e->lanes[0]), e->sampled->token,
                             e->n_logits, vocab, err));
     MQ_TRY(e->kernels->download(e->dev, &e->host_sampled, e->sampled, sizeof e->host_sampled, err));
     MQ_TRY(e->kernels->dev_sync(e->dev, err));
@@ -469,7 +487,7 @@ mq_status mq_engine_sample(mq_engine *e, int32_t *token, int row, const mq_sampl
 
 const char *mq_engine_why_composed(const mq_engine *e)
 {
-    return e->step ? NULL : e->why_composed.text;
+    return mq_lane_why_composed(e->lanes[0]);
 }
 
 mq_draft_kind mq_engine_draft_kind(const mq_engine *e)
@@ -495,9 +513,5 @@ mq_status mq_engine_propose(mq_engine *e, int32_t *tokens, float *confidence, in
 
 mq_status mq_engine_distinct_experts(mq_engine *e, int32_t *out, mq_err *err)
 {
-    if (e->was_step)
-        return mq_device_step_distinct_experts(e->step, out, err);
-    memcpy(out, mq_forward_distinct_experts(e->forward),
-           (size_t)mq_engine_model(e)->n_layers * sizeof *out);
-    return MQ_OK;
+    return mq_lane_distinct_experts(e->lanes[0], out, err);
 }

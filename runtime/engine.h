@@ -18,6 +18,8 @@ extern "C" {
 
 typedef struct mq_engine mq_engine;
 
+enum { MQ_ENGINE_DEVICES = 16 }; /* at most */
+
 typedef struct mq_engine_options {
     int n_ranks;          /* logical ranks; 0: 1 */
     int n_threads;        /* 0: all processors */
@@ -27,6 +29,8 @@ typedef struct mq_engine_options {
     mq_draft_kind draft;  /* MQ_E_UNSUPPORTED where the model does not have it */
     const mq_synthetic *synthetic; /* runtime/store.h: dir is a config.json; NULL: a model that is there */
     bool draft_any;       /* instead of draft: DFlash where the model has it, else MTP, else none */
+    const int *ordinals;  /* [n_devices] devices, each with a thread of its own and n_ranks / n_devices ranks */
+    int n_devices;        /* 0: device 0 */
     bool composed_step;   /* the decode step composed of single operations even where the device
                              brings one along */
     bool plain_step;      /* the device's step without a graph: same bits */
