@@ -70,6 +70,14 @@ static __device__ __forceinline__ void let_next_start()
 #endif
 }
 
+/* a & mask | bits, one instruction whatever the constants. */
+static __device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits)
+{
+    uint32_t d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(mask), "r"(bits)); /* 0xea: (0xf0 & 0xcc) | 0xaa */
+    return d;
+}
+
 /* a * b + c of two BF16 values each, rounded once. */
 static __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c)
 {
@@ -78,7 +86,7 @@ static __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, ui
     return d;
 }
 
-/* 16, 8 and 4 bytes of weights: read once, so not kept in L1.  Addresses aligned to the size. */
+/* 16 and 4 bytes of weights: read once, so not kept in L1.  Addresses aligned to the size. */
 static __device__ __forceinline__ uint4 load_weights16(const void *p)
 {
     uint4 v;
@@ -87,17 +95,33 @@ static __device__ __forceinline__ uint4 load_weights16(const void *p)
                  : "l"(p));
     return v;
 }
-static __device__ __forceinline__ uint2 load_weights8(const void *p)
-{
-    uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
-    return v;
-}
 static __device__ __forceinline__ uint32_t load_weights4(const void *p)
 {
     uint32_t v;
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
     return v;
+}
+
+/* 16, 8 or 4 such bytes where wanted; otherwise nothing is read and v stays what it was.  No branch, so that loads stay where they stand. */
+static __device__ __forceinline__ void load_weights16_if(uint4 &v, const void *p, bool wanted)
+{
+    asm volatile("{ .reg .pred wanted; setp.ne.u32 wanted, %5, 0;"
+                 " @wanted ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                 : "l"(p), "r"((uint32_t)wanted));
+}
+static __device__ __forceinline__ void load_weights8_if(uint32_t v[2], const void *p, bool wanted)
+{
+    asm volatile("{ .reg .pred wanted; setp.ne.u32 wanted, %3, 0;"
+                 " @wanted ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2]; }"
+                 : "+r"(v[0]), "+r"(v[1])
+                 : "l"(p), "r"((uint32_t)wanted));
+}
+static __device__ __forceinline__ void load_weights4_if(uint32_t &v, const void *p, bool wanted)
+{
+    asm volatile("{ .reg .pred wanted; setp.ne.u32 wanted, %2, 0; @wanted ld.global.nc.L1::no_allocate.u32 %0, [%1]; }"
+                 : "+r"(v)
+                 : "l"(p), "r"((uint32_t)wanted));
 }
 
 /* 16 and 4 bytes as they are in L2, whatever an L1 holds. */

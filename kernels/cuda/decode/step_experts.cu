@@ -35,6 +35,7 @@ enum {
 struct staged_plan {
     const uint8_t *weights[MAX_ACTIVE];
     int16_t slot[MAX_ACTIVE][ROWS];
+    int16_t some_slot[MAX_ACTIVE]; /* one that is not -1 */
 };
 
 /* Returns the number of active experts; what it stages is there after a barrier. */
@@ -53,6 +54,10 @@ static __device__ __forceinline__ int stage_plan(staged_plan &to, const mq_decod
         slot[5] = (int16_t)high.y;
         slot[6] = (int16_t)high.z;
         slot[7] = (int16_t)high.w;
+        int some = slot[0];
+        for (int r = 1; r < ROWS; r++)
+            some = slot[r] > some ? slot[r] : some;
+        to.some_slot[a] = (int16_t)some;
     }
     return n;
 }
@@ -94,7 +99,7 @@ template <int GROUP, int WARPS, int HELD, int SHARE> struct gate_up_stream {
         step_tile = (int)gridDim.x % n_tiles;
         first = (int)warp * each;
         int left = n_blocks - first;
-        share = SHARE == ALL ? (int)HELD : left < 0 ? 0 : left < each ? left : each;
+        share = left < 0 ? 0 : left < each ? left : each;
         tile_bytes = (int64_t)n_blocks * F::BYTES;
     }
 
@@ -114,8 +119,9 @@ template <int GROUP, int WARPS, int HELD, int SHARE> struct gate_up_stream {
         return p;
     }
 
-    /* Block u of a part; the first block of its weights. */
-    __device__ __forceinline__ bool has(int part, int u) const { return SHARE == ALL || part * HELD + u < share; }
+    /* Block u of a part; the first block of its weights.  With ALL that is always so, but the compiler does not know: in
+     * straight code it would move every load behind every product. */
+    __device__ __forceinline__ bool has(int part, int u) const { return (SHARE == PARTS ? part * HELD : 0) + u < share; }
     __device__ __forceinline__ const uint8_t *weights(const staged_plan &plan, gate_up_place p) const
     {
         return plan.weights[p.expert] + p.tile * tile_bytes + (int64_t)(first + p.part * HELD) * F::BYTES;
@@ -163,6 +169,8 @@ static __device__ __forceinline__ void finish_tile(const float (*sums)[WARP * 4]
 template <int GROUP, int WARPS, int HELD, int SHARE>
 static __global__ void __launch_bounds__(WARPS *WARP, 1) gate_up_kernel(gate_up_job job)
 {
+    using F = unit_format<GROUP>;
+    enum { TOGETHER = SHARE == ALL && F::UNITS == 1 ? 2 : 1 }; /* blocks whose products may overlap */
     MQ_SHARED(plan, staged_plan);
     MQ_SHARED(sums, float[2][WARPS][WARP * 4]);
     unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -182,8 +190,7 @@ static __global__ void __launch_bounds__(WARPS *WARP, 1) gate_up_kernel(gate_up_
     const uint8_t *from = stream.weights(plan, at);
 #pragma unroll
     for (int u = 0; u < HELD; u++)
-        if (stream.has(0, u))
-            ring[u] = load_block<GROUP>(from + u * unit_format<GROUP>::BYTES, lane);
+        load_block<GROUP>(ring[u], from + u * F::BYTES, lane, stream.has(0, u));
 
     float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     for (unsigned turn = 0; at.expert < n;) {
@@ -193,12 +200,14 @@ static __global__ void __launch_bounds__(WARPS *WARP, 1) gate_up_kernel(gate_up_
         if (SHARE == PARTS)
             load_part(x, stream, job, at.part, lane);
 #pragma unroll
-        for (int u = 0; u < HELD; u++) {
-            weight_block<GROUP> w = ring[u];
-            if (more && stream.has(next.part, u))
-                ring[u] = load_block<GROUP>(from + u * unit_format<GROUP>::BYTES, lane);
-            if (stream.has(at.part, u))
-                multiply_block<GROUP>(acc, w, x[u]);
+        for (int first = 0; first < HELD; first += TOGETHER) {
+            if (stream.has(at.part, first))
+#pragma unroll
+                for (int u = first; u < first + TOGETHER; u++)
+                    multiply_block<GROUP>(acc, ring[u], x[u]);
+#pragma unroll
+            for (int u = first; u < first + TOGETHER; u++)
+                load_block<GROUP>(ring[u], from + u * F::BYTES, lane, more && stream.has(next.part, first));
         }
         if (SHARE != PARTS || next.part == 0) {
             /* two arrays in turn: whoever is a tile ahead has passed the barrier that ends the reading of this one */
@@ -283,6 +292,7 @@ template <int GROUP> struct down_stream {
         return p;
     }
 
+    /* As above: where parts are whole this is so, unknown to the compiler. */
     __device__ __forceinline__ bool has(int part, int u) const { return part * HELD + u < n_blocks; }
     __device__ __forceinline__ const uint8_t *weights(const staged_plan &plan, down_place p) const
     {
@@ -294,8 +304,7 @@ template <int GROUP> struct down_stream {
         const uint8_t *from = weights(plan, p);
 #pragma unroll
         for (int u = 0; u < HELD; u++)
-            if (has(p.part, u))
-                ring[u] = load_block<GROUP>(from + u * F::BYTES, lane);
+            load_block<GROUP>(ring[u], from + u * F::BYTES, lane, has(p.part, u));
     }
 };
 
@@ -326,10 +335,11 @@ static __device__ __forceinline__ void finish_strip(const float *results, const 
     }
 }
 
-template <int GROUP> static __global__ void __launch_bounds__(DOWN_WARPS *WARP, 1) down_kernel(down_job job)
+/* WHOLE: every part has HELD blocks. */
+template <int GROUP, bool WHOLE> static __global__ void __launch_bounds__(DOWN_WARPS *WARP, 1) down_kernel(down_job job)
 {
     using F = unit_format<GROUP>;
-    enum { HELD = down_stream<GROUP>::HELD, AHEAD = 2 };
+    enum { HELD = down_stream<GROUP>::HELD, AHEAD = 2, TOGETHER = WHOLE && F::UNITS == 1 ? 2 : 1 };
     MQ_SHARED_DYNAMIC(memory, uint8_t);
     staged_plan &plan = *(staged_plan *)memory;
     float *results = (float *)(memory + sizeof(staged_plan)); /* [slots, 16 strip] */
@@ -350,28 +360,32 @@ template <int GROUP> static __global__ void __launch_bounds__(DOWN_WARPS *WARP, 
     let_next_start();
 
     float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    input_block<GROUP> x[HELD] = {};
     while (at.expert < n) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             if (at.expert >= n)
                 break;
-            /* activations of this part, a column each for the rows that chose the expert */
+            /* Activations of this part, a column each for the rows that chose the expert; the other columns repeat one
+             * of these. */
             int slot = plan.slot[at.expert][lane / 4];
+            slot = slot < 0 ? plan.some_slot[at.expert] : slot;
             const uint16_t *h = job.h + slot * job.width + at.part * (HELD * F::COLS);
-            input_block<GROUP> x[HELD] = {};
 #pragma unroll
             for (int u = 0; u < HELD; u++)
-                if (slot >= 0 && stream.has(at.part, u))
+                if (WHOLE || stream.has(at.part, u))
                     load_inputs<GROUP>(x[u], h + u * F::COLS, lane);
             bool more = next.expert < n;
             const uint8_t *from = stream.weights(plan, more ? next : at);
 #pragma unroll
-            for (int u = 0; u < HELD; u++) {
-                weight_block<GROUP> w = ring[i][u];
-                if (more && stream.has(next.part, u))
-                    ring[i][u] = load_block<GROUP>(from + u * F::BYTES, lane);
-                if (stream.has(at.part, u))
-                    multiply_block<GROUP>(acc, w, x[u]);
+            for (int first = 0; first < HELD; first += TOGETHER) {
+                if (stream.has(at.part, first))
+#pragma unroll
+                    for (int u = first; u < first + TOGETHER; u++)
+                        multiply_block<GROUP>(acc, ring[i][u], x[u]);
+#pragma unroll
+                for (int u = first; u < first + TOGETHER; u++)
+                    load_block<GROUP>(ring[i][u], from + u * F::BYTES, lane, more && stream.has(next.part, first));
             }
             if (at.part + 1 == stream.n_parts) {
                 const int16_t *slots = plan.slot[at.expert] + lane % 4 * 2;
@@ -399,7 +413,8 @@ template <int GROUP> static mq_status down(mq_dev *dev, const mq_decode_experts 
     int strip = (n_tiles + dev->n_processors - 1) / dev->n_processors, most = STRIP_BYTES / (n_slots * SLOT_BYTES);
     strip = strip < most ? strip : most;
     down_job job = {t->down, e->plan, e->h, e->y, t->hidden, t->width, n_tiles, strip, t->topk};
-    return launch_dependent(dev, err, "experts, down", down_kernel<GROUP>, dim3((unsigned)((n_tiles + strip - 1) / strip)),
+    auto kernel = t->width % (4 * MQ_UNIT_COLS) ? down_kernel<GROUP, false> : down_kernel<GROUP, true>;
+    return launch_dependent(dev, err, "experts, down", kernel, dim3((unsigned)((n_tiles + strip - 1) / strip)),
                             DOWN_WARPS * WARP, sizeof(staged_plan) + (size_t)(n_slots * strip * SLOT_BYTES), job);
 }
 

@@ -41,23 +41,19 @@ template <int GROUP> struct input_block {
     uint32_t b[unit_format<GROUP>::UNITS][8];
 };
 
-/* block: its first byte, in global memory. */
-template <int GROUP> static __device__ __forceinline__ weight_block<GROUP> load_block(const uint8_t *block, unsigned lane)
+/* block: its first byte, in global memory; where not wanted, w stays what it was. */
+template <int GROUP>
+static __device__ __forceinline__ void load_block(weight_block<GROUP> &w, const uint8_t *block, unsigned lane, bool wanted)
 {
     using F = unit_format<GROUP>;
-    weight_block<GROUP> w;
+    const uint8_t *codes = block + lane * 16, *scale = block + lane / 4 * 4 * F::SCALE_WORDS;
 #pragma unroll
     for (int u = 0; u < F::UNITS; u++)
-        w.codes[u] = load_weights16(block + u * MQ_UNIT_CODE_BYTES + lane * 16);
-    const uint8_t *scale = block + F::CODE_BYTES + lane / 4 * 4 * F::SCALE_WORDS;
-    if (F::SCALE_WORDS == 2) {
-        uint2 both = load_weights8(scale);
-        w.scale[0] = both.x;
-        w.scale[F::SCALE_WORDS - 1] = both.y;
-    } else {
-        w.scale[0] = load_weights4(scale);
-    }
-    return w;
+        load_weights16_if(w.codes[u], codes + u * MQ_UNIT_CODE_BYTES, wanted);
+    if constexpr (F::SCALE_WORDS == 2)
+        load_weights8_if(w.scale, scale + F::CODE_BYTES, wanted);
+    else
+        load_weights4_if(w.scale[0], scale + F::CODE_BYTES, wanted);
 }
 
 /* x: column 0 of the block in the row that this lane holds, lane / 4.  16-byte aligned. */
@@ -93,7 +89,7 @@ template <int GROUP> static __device__ __forceinline__ void widen_codes(uint32_t
         const uint32_t ONE = 0x3f803f80u, MINUS_136 = 0xc308c308u;
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            a[i] = fma_bf16x2((word >> 4 * i & 0x000f000fu) | 0x43004300u, ONE, MINUS_136);
+            a[i] = fma_bf16x2(and_or(word >> 4 * i, 0x000f000fu, 0x43004300u), ONE, MINUS_136);
     }
 }
 

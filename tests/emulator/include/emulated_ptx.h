@@ -114,10 +114,29 @@ template <class T> inline T emu_load(const void *p)
     return *(const T *)p;
 }
 inline uint4 load_weights16(const void *p) { return emu_load<uint4>(p); }
-inline uint2 load_weights8(const void *p) { return emu_load<uint2>(p); }
 inline uint32_t load_weights4(const void *p) { return emu_load<uint32_t>(p); }
+inline void load_weights16_if(uint4 &v, const void *p, bool wanted)
+{
+    if (wanted)
+        v = emu_load<uint4>(p);
+}
+inline void load_weights8_if(uint32_t v[2], const void *p, bool wanted)
+{
+    if (!wanted)
+        return;
+    uint2 both = emu_load<uint2>(p);
+    v[0] = both.x;
+    v[1] = both.y;
+}
+inline void load_weights4_if(uint32_t &v, const void *p, bool wanted)
+{
+    if (wanted)
+        v = emu_load<uint32_t>(p);
+}
 inline uint4 load_l2_16(const void *p) { return emu_load<uint4>(p); }
 inline uint32_t load_l2_4(const void *p) { return emu_load<uint32_t>(p); }
+
+inline uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) { return (a & mask) | bits; }
 
 /* Rounded to F32 before BF16: where the result needs no more than BF16's 8 bits, as in all our uses, that is exact. */
 inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c)
