@@ -57,6 +57,9 @@ typedef struct mq_kernels {
      * MQ_E_UNSUPPORTED: dev computes in F32 alone. */
     mq_status (*set_precision)(mq_dev *dev, mq_precision p, mq_err *err);
     mq_precision (*precision)(const mq_dev *dev);
+    /* The library behind large products, with its version and on the CPU its core: "OpenBLAS 0.3.29 SkylakeX", "cuBLAS 12.4.5".
+     * Another one may give other bits.  MQ_E_DEVICE: it is not there. */
+    mq_status (*library)(mq_dev *dev, char *out, int64_t out_bytes, mq_err *err);
     mq_status (*alloc)(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err); /* 64-byte aligned; zeroed */
     void (*release)(mq_dev *dev, void *p);
     mq_status (*upload)(mq_dev *dev, void *dst, const void *src_host, int64_t n_bytes, mq_err *err);
@@ -259,10 +262,6 @@ typedef struct mq_kernels {
 
 /* Table by name ("cpu", "cuda"), or NULL when it is not built in.  Static storage. */
 const mq_kernels *mq_kernels_find(const char *name);
-
-/* The library behind the CPU's large products with its version and core, such as "OpenBLAS 0.3.29 SkylakeX": another one may
- * give other bits. */
-void mq_cpu_library(char *out, int64_t out_bytes);
 
 /* GPUs visible to this process; 0 without CUDA.  Names for people go to name [name_bytes] for ordinal < count. */
 int mq_cuda_count(void);

@@ -78,19 +78,22 @@ int mq_calibration_ordinal(const mq_convert_job *job, int i)
     return job->opt.n_devices > 0 ? job->opt.devices[i % job->opt.n_devices] : 0;
 }
 
-/* The kind that all devices are of: bits must not depend on which of them an expert meets. */
-static mq_status find_arch(char *arch, size_t arch_bytes, const mq_convert_job *job, mq_err *err)
+/* The kind that all devices are of, and the library: bits must not depend on which of them an expert meets. */
+static mq_status find_arch(char *arch, size_t arch_bytes, char *library, int64_t library_bytes, const mq_convert_job *job,
+                           mq_err *err)
 {
     const mq_kernels *k = mq_calibration_kernels(job);
     for (int i = 0; i < mq_calibration_n_devices(job); i++) {
         mq_dev *dev;
         mq_status st = MQ_OK;
         MQ_TRY(k->dev_open(&dev, mq_calibration_ordinal(job, i), 1, NULL, err));
-        if (i == 0)
+        if (i == 0) {
             snprintf(arch, arch_bytes, "%s", k->dev_arch(dev));
-        else if (strcmp(arch, k->dev_arch(dev)) != 0)
+            st = k->library(dev, library, library_bytes, err);
+        } else if (strcmp(arch, k->dev_arch(dev)) != 0) {
             st = mq_fail(err, MQ_E_DEVICE, "%s is %s, expected %s as the first device", k->dev_name(dev), k->dev_arch(dev),
                          arch);
+        }
         k->dev_close(dev);
         if (st != MQ_OK)
             return st;
@@ -102,14 +105,12 @@ mq_status mq_calibration_fill_recipe(mq_calibration *c, mq_err *err)
 {
     mq_recipe *r = &c->job->recipe;
     const mq_kernels *k = mq_calibration_kernels(c->job);
-    MQ_TRY(find_arch(r->isa, sizeof r->isa, c->job, err));
+    char library[sizeof r->calib.library];
+    MQ_TRY(find_arch(r->isa, sizeof r->isa, library, (int64_t)sizeof library, c->job, err));
     snprintf(r->backend, sizeof r->backend, "%s", k->name);
     r->calib = (mq_recipe_calib){.present = true, .tokens = c->n_rows, .window = c->corpus.window};
     memcpy(r->calib.text, c->corpus.sha256, sizeof r->calib.text);
     recipe_text(r->calib.options, &c->job->opt.calib.recipe);
-    if (mq_kernels_on_host(k))
-        mq_cpu_library(r->calib.library, sizeof r->calib.library);
-    else
-        snprintf(r->calib.library, sizeof r->calib.library, "cuBLAS");
+    memcpy(r->calib.library, library, sizeof library);
     return MQ_OK;
 }

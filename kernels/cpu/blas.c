@@ -10,12 +10,15 @@
 
 #include "kernels/cpu/cpu.h"
 
-void mq_cpu_library(char *out, int64_t out_bytes)
+mq_status mq_cpu_library(mq_dev *dev, char *out, int64_t out_bytes, mq_err *err)
 {
+    (void)dev;
+    (void)err;
     const char *config = openblas_get_config(); /* "OpenBLAS 0.3.29 DYNAMIC_ARCH ..." */
     size_t name = strcspn(config, " "), version = strcspn(config + name + (config[name] != 0), " ");
     snprintf(out, (size_t)out_bytes, "%.*s %s", (int)(name + (config[name] != 0) + version), config,
              openblas_get_corename());
+    return MQ_OK;
 }
 
 /* Returns what leave_one_thread puts back; 0 inside a parallel region. */

@@ -87,6 +87,7 @@ mq_status mq_cpu_mirror(mq_dev *dev, const float **full, const float *g, int64_t
 mq_status mq_cpu_dev_open(mq_dev **out, int ordinal, int n_threads, const char *isa, mq_err *err);
 void mq_cpu_dev_close(mq_dev *dev);
 const char *mq_cpu_dev_name(const mq_dev *dev);
+mq_status mq_cpu_library(mq_dev *dev, char *out, int64_t out_bytes, mq_err *err);
 mq_status mq_cpu_alloc(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err);
 void mq_cpu_release(mq_dev *dev, void *p);
 mq_status mq_cpu_copy(mq_dev *dev, void *dst, const void *src, int64_t n_bytes, mq_err *err);

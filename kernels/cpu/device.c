@@ -171,6 +171,7 @@ const mq_kernels mq_cpu_kernels = {
     .dev_arch = dev_arch,
     .set_precision = set_precision,
     .precision = precision,
+    .library = mq_cpu_library,
     .alloc = mq_cpu_alloc,
     .release = mq_cpu_release,
     .upload = mq_cpu_copy,

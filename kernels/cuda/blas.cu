@@ -5,6 +5,7 @@
  * operands change places and a lower triangle is its upper one. */
 #include <cublas_v2.h>
 #include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "kernels/cuda/blas.cuh"
@@ -21,6 +22,7 @@ struct blas {
     cublasHandle_t handle;
     decltype(&cublasCreate_v2) create;
     decltype(&cublasDestroy_v2) destroy;
+    decltype(&cublasGetProperty) get_property;
     decltype(&cublasSetStream_v2) set_stream;
     decltype(&cublasSetMathMode) set_math_mode;
     decltype(&cublasSgemm_v2) sgemm;
@@ -71,6 +73,7 @@ static mq_status open_blas(mq_dev *dev, blas *b, mq_err *err)
     if (!b->library)
         return mq_fail(err, MQ_E_DEVICE, "cuda %d: %s", dev->ordinal, dlerror());
     if (!FIND(b, create, cublasCreate_v2) || !FIND(b, destroy, cublasDestroy_v2) ||
+        !FIND(b, get_property, cublasGetProperty) ||
         !FIND(b, set_stream, cublasSetStream_v2) || !FIND(b, set_math_mode, cublasSetMathMode) ||
         !FIND(b, sgemm, cublasSgemm_v2) || !FIND(b, gemm_ex, cublasGemmEx) || !FIND(b, ssyrk, cublasSsyrk_v2) ||
         !FIND(b, strsm, cublasStrsm_v2))
@@ -93,6 +96,17 @@ static mq_status need(mq_dev *dev, mq_err *err)
     if (st != MQ_OK)
         blas_close(dev);
     return st;
+}
+
+mq_status blas_library(mq_dev *dev, char *out, int64_t out_bytes, mq_err *err)
+{
+    static const libraryPropertyType parts[3] = {MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL};
+    int v[3];
+    MQ_TRY(need(dev, err));
+    for (int i = 0; i < 3; i++)
+        MQ_TRY(check_blas(dev, dev->blas->get_property(parts[i], &v[i]), "cublasGetProperty", err));
+    snprintf(out, (size_t)out_bytes, "cuBLAS %d.%d.%d", v[0], v[1], v[2]);
+    return MQ_OK;
 }
 
 mq_status gemm(mq_dev *dev, const char *what, bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha,

@@ -8,6 +8,9 @@ namespace mq_cuda {
 
 void blas_close(mq_dev *dev);
 
+/* mq_kernels.library */
+mq_status blas_library(mq_dev *dev, char *out, int64_t out_bytes, mq_err *err);
+
 /* c [m, n] = alpha op(a) op(b) + beta c with op(a) [m, k], op(b) [k, n], transposed where ta, tb; leading dimensions in
  * floats.  beta = 0 does not read c.  what names the operation in errors. */
 mq_status gemm(mq_dev *dev, const char *what, bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha,

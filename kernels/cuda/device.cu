@@ -202,6 +202,7 @@ static constexpr mq_kernels table()
     t.dev_arch = dev_arch;
     t.set_precision = set_precision;
     t.precision = precision;
+    t.library = blas_library;
     t.alloc = alloc;
     t.release = release;
     t.upload = upload;

@@ -62,6 +62,20 @@ START_TEST(what_is_not_there_is_refused)
 }
 END_TEST
 
+START_TEST(the_library_says_its_version)
+{
+    char text[64];
+    int v[3];
+    mq_assert_ok(gpu->library(gpu_dev, text, sizeof text, &err), &err);
+    ck_assert_int_eq(sscanf(text, "cuBLAS %d.%d.%d", &v[0], &v[1], &v[2]), 3);
+    if (is_emulated)
+        ck_assert_str_eq(text, "cuBLAS 1.2.3");
+    char cut[7];
+    mq_assert_ok(gpu->library(gpu_dev, cut, sizeof cut, &err), &err);
+    ck_assert_str_eq(cut, "cuBLAS");
+}
+END_TEST
+
 START_TEST(old_gpus_are_refused_by_name)
 {
     mq_dev *dev;
@@ -162,6 +176,7 @@ static Suite *suite(void)
     tcase_add_test(t, the_emulator_has_no_public_name);
     tcase_add_test(t, memory_is_zeroed_and_copies_come_back);
     tcase_add_test(t, what_is_not_there_is_refused);
+    tcase_add_test(t, the_library_says_its_version);
     tcase_add_test(t, old_gpus_are_refused_by_name);
     tcase_add_test(t, failures_of_the_device_come_back_with_its_words);
     tcase_add_test(t, calibration_holds_no_more_than_it_says);

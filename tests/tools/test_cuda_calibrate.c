@@ -196,6 +196,14 @@ static void expect_refused(mq_convert_options o, const char *a, const char *b)
     ck_assert_msg(strstr(err.text, a) && strstr(err.text, b), "%s", err.text);
 }
 
+static mq_status other_library(mq_dev *dev, char *out, int64_t out_bytes, mq_err *e)
+{
+    (void)dev;
+    (void)e;
+    snprintf(out, (size_t)out_bytes, "cuBLAS 1.2.4");
+    return MQ_OK;
+}
+
 /* A run that ends for want of device memory leaves what another device of the kind finishes, and nobody else. */
 START_TEST(a_failed_run_goes_on_on_the_same_kind_alone)
 {
@@ -211,6 +219,11 @@ START_TEST(a_failed_run_goes_on_on_the_same_kind_alone)
     mq_emulator_set_capability(8, 0);
     expect_refused(o, "sm_80", "sm_90");
     mq_emulator_set_capability(9, 0);
+    mq_kernels other = *gpu;
+    mq_convert_options elsewhere = o;
+    other.library = other_library;
+    elsewhere.kernels = &other;
+    expect_refused(elsewhere, "matrix library was \"cuBLAS 1.2.3\"", "now \"cuBLAS 1.2.4\"");
     o.resume = true;
     o.n_devices = 1;
     mq_assert_ok(mq_convert(&r, &o, &quiet_cli, &err), &err);

@@ -16,9 +16,12 @@ enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68 };
 enum cublasGemmAlgo_t { CUBLAS_GEMM_DEFAULT = -1 };
 typedef struct emu_cublas *cublasHandle_t;
 
+typedef enum libraryPropertyType_t { MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL } libraryPropertyType;
+
 #define EMU_CUBLAS extern "C" cublasStatus_t
 EMU_CUBLAS cublasCreate_v2(cublasHandle_t *out);
 EMU_CUBLAS cublasDestroy_v2(cublasHandle_t h);
+EMU_CUBLAS cublasGetProperty(libraryPropertyType type, int *value);
 EMU_CUBLAS cublasSetStream_v2(cublasHandle_t h, cudaStream_t s);
 EMU_CUBLAS cublasSetMathMode(cublasHandle_t h, cublasMath_t mode);
 EMU_CUBLAS cublasSgemm_v2(cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k,
