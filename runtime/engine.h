@@ -96,6 +96,19 @@ mq_status mq_engine_propose(mq_engine *e, int32_t *tokens, float *confidence, in
  * layer, each counted once; 0 for a dense layer. */
 mq_status mq_engine_distinct_experts(mq_engine *e, int32_t *out, mq_err *err);
 
+/* ---- For benchmarks ---- */
+
+/* Take n more positions as held, with pseudo-random keys and values (a pure function of seed) that overwrite those of all
+ * positions: the time of a step then is that of a longer context.  MQ_E_ARG: a drafter, which wants to know of every
+ * position; more positions than the context. */
+mq_status mq_engine_skip(mq_engine *e, int64_t n, uint64_t seed, mq_err *err);
+/* Read all weights of every device once, in one stream each; n_bytes is how many.  Synchronous. */
+mq_status mq_engine_read_weights(mq_engine *e, int64_t *n_bytes, mq_err *err);
+/* The weights (of the first device), borrowed; not for lending while a call runs. */
+mq_store *mq_engine_store(mq_engine *e);
+/* mq_kernels.dev_clocks of the first device. */
+void mq_engine_clocks(const mq_engine *e, int *core_mhz, int *memory_mhz);
+
 #ifdef __cplusplus
 }
 #endif

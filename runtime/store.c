@@ -419,6 +419,19 @@ mq_status mq_store_plan_bytes(int64_t *resident_bytes, int64_t *streaming_bytes,
     return MQ_OK;
 }
 
+mq_status mq_store_sum(const mq_store *s, const mq_kernels *kernels, mq_dev *dev, uint64_t *sum,
+                       int64_t *n_bytes, mq_err *err)
+{
+    *n_bytes = 0;
+    for (int64_t i = 0; s->resident && i < s->n_layers + 2; i++) {
+        const mq_slot *slot = &s->slots[i];
+        int64_t n_words = slot->used / (int64_t)sizeof(uint64_t);
+        MQ_TRY(kernels->sum_words(dev, sum, slot->device ? slot->device : slot->mem, n_words, err));
+        *n_bytes += n_words * (int64_t)sizeof(uint64_t);
+    }
+    return MQ_OK;
+}
+
 const mq_model *mq_store_model(const mq_store *s)
 {
     return s->backend.model;

@@ -78,6 +78,12 @@ int64_t mq_store_bytes(const mq_store *s);
 mq_status mq_store_plan_bytes(int64_t *resident_bytes, int64_t *streaming_bytes, const char *dir,
                               mq_err *err);
 
+/* Read all weights of a resident store once, drafters' aside, in one stream: *sum, dev's memory, grows by the sum of their
+ * 64-bit words, and *n_bytes (host) is how many bytes were read.  kernels and dev are those of the options.  Queued on
+ * dev.  MQ_E_DEVICE. */
+mq_status mq_store_sum(const mq_store *s, const mq_kernels *kernels, mq_dev *dev, uint64_t *sum,
+                       int64_t *n_bytes, mq_err *err);
+
 /* What follows lends memory of the store.  Resident: until close, from any thread.  Streaming:
  * reads from disk unless it is what was asked for last; layers, experts, and embedding or head are
  * the three kinds, and what a call lends ends with the next call of its kind for another layer,
