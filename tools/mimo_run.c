@@ -1,5 +1,5 @@
-/* mimo-run: load a packed model (or a checkpoint) and write text: one prompt, given tokens, or a
- * benchmark. */
+/* mimo-run: load a packed model (or a checkpoint, or make one up from a config) and write text: one
+ * prompt, given tokens, or a benchmark. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,10 +8,10 @@
 #include "runtime/engine.h"
 #include "src/file.h"
 #include "src/tokenizer.h"
-#include "src/unicode.h"
 #include "tools/cli.h"
 #include "tools/draft_report.h"
 #include "tools/generate.h"
+#include "tools/run_options.h"
 
 enum {
     MAX_PROMPT_BYTES = 64 << 20,
@@ -19,20 +19,12 @@ enum {
     BENCH_TOKENS = 128
 };
 
-typedef struct run_options {
-    const char *prompt, *prompt_file, *tokens_file, *device, *draft, *draft_width;
-    bool bench, ignore_eos, dry_run;
-    int64_t max_tokens, top_k, seed, ranks, threads, context, memory;
-    double temperature, top_p, synthetic;
-    mq_opt_list stops;
-    bool max_tokens_given, synthetic_given;
-    int width; /* of --draft-width; 0: auto */
-} run_options;
-
 /* Everything one run holds. */
 typedef struct run_state {
     mq_cli *cli;
-    run_options *o;
+    mq_run_options *o;
+    const char *model; /* folder, or the config.json of a synthetic model */
+    mq_bench bench;
     mq_engine *engine;
     mq_speculate *speculate;
     mq_tokenizer *tokenizer; /* NULL: no text */
@@ -82,13 +74,21 @@ static int64_t available_bytes(void)
     return (int64_t)kib * 1024;
 }
 
+/* --context; without it a benchmark at a long context asks for what it needs. */
+static int64_t wanted_context(const mq_run_options *o)
+{
+    int64_t usual = 8192, need = o->bench_context_given ? o->bench_context + MQ_BENCH_ROWS : 0;
+    return o->context || need <= usual ? o->context : need;
+}
+
 /* The same for a run and for --dry-run.  Without --memory the budget is what is free. */
 static mq_engine_options engine_options(run_state *r)
 {
     const char *draft = r->o->draft;
     return (mq_engine_options){.n_ranks = (int)r->o->ranks,
                                .n_threads = (int)r->o->threads,
-                               .context = r->o->context,
+                               .context = wanted_context(r->o),
+                               .synthetic = r->o->config ? &r->o->synthetic : NULL,
                                .prefill_rows = MQ_GENERATE_PREFILL_ROWS,
                                .memory_bytes = r->o->memory ? r->o->memory : available_bytes(),
                                .draft = !draft                         ? MQ_DRAFT_NONE
@@ -123,7 +123,7 @@ static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
     mq_progress_free(r->load_progress);
     r->load_progress = NULL;
     const mq_speculate_options so = {.width = r->o->width,
-                                     .synthetic = r->o->synthetic_given ? r->o->synthetic : 0.0,
+                                     .synthetic = r->o->synthetic_acceptance_given ? r->o->synthetic_acceptance : 0.0,
                                      .synthetic_seed = (uint64_t)r->o->seed};
     return st == MQ_OK ? mq_speculate_create(&r->speculate, r->engine, &so, err) : st;
 }
@@ -134,7 +134,7 @@ static mq_draft_report draft_report(const run_state *r)
                              .figures = mq_speculate_get_figures(r->speculate),
                              .kind = mq_engine_draft_kind(r->engine),
                              .width = mq_speculate_width(r->speculate)->fixed,
-                             .synthetic = r->o->synthetic_given ? r->o->synthetic : 0.0};
+                             .synthetic = r->o->synthetic_acceptance_given ? r->o->synthetic_acceptance : 0.0};
 }
 
 /* A JSON array of token ids, or an object with a member "tokens" of that form. */
@@ -163,7 +163,7 @@ static mq_status read_tokens(mq_tokens *out, const char *path, mq_err *err)
 
 static mq_status read_prompt(run_state *r, mq_err *err)
 {
-    const run_options *o = r->o;
+    const mq_run_options *o = r->o;
     mq_status st = MQ_OK;
     if (o->tokens_file) {
         st = read_tokens(&r->prompt, o->tokens_file, err);
@@ -200,7 +200,9 @@ static mq_status show(void *ctx, const mq_buf *piece, mq_err *err)
 static mq_status prepare_bench(run_state *r, mq_err *err)
 {
     const mq_model *m = mq_engine_model(r->engine);
-    int64_t room = mq_engine_context(r->engine), n_prompt = BENCH_PROMPT;
+    const mq_bench_options *measure = &r->o->measure;
+    int64_t room = mq_engine_context(r->engine);
+    int64_t n_prompt = measure->n_prompts ? measure->prompts[0] : BENCH_PROMPT;
     if (!r->o->max_tokens_given)
         r->o->max_tokens = BENCH_TOKENS;
     r->o->ignore_eos = true;
@@ -212,12 +214,7 @@ static mq_status prepare_bench(run_state *r, mq_err *err)
         return mq_fail(err, MQ_E_ARG,
                        "--bench: %lld tokens leave no room for a prompt in a context of %lld",
                        (long long)r->o->max_tokens, (long long)room);
-    uint64_t state = 0x9e3779b97f4a7c15u;
-    for (int64_t i = 0; i < n_prompt; i++) {
-        state = state * 6364136223846793005u + 1442695040888963407u;
-        MQ_TRY(mq_tokens_append(&r->prompt, (int32_t)((state >> 33) % (uint64_t)m->vocab), err));
-    }
-    return MQ_OK;
+    return mq_bench_tokens(&r->prompt, m->vocab, n_prompt, measure->seed, err);
 }
 
 static double rate(int64_t n, double seconds)
@@ -247,9 +244,10 @@ static void report_json(run_state *r)
 {
     const mq_generation *g = &r->generation;
     mq_json_writer *w = &r->cli->json;
-    mq_json_write_string(w, "model", r->cli->args[0]);
+    mq_json_write_string(w, "model", r->model);
     mq_json_write_string(w, "device", mq_engine_device_name(r->engine));
     mq_json_write_int(w, "ranks", r->o->ranks ? r->o->ranks : 1);
+    mq_json_write_int(w, "seed", r->o->seed);
     mq_json_write_int(w, "weight_bytes", mq_engine_weight_bytes(r->engine));
     mq_json_write_int(w, "context", mq_engine_context(r->engine));
     mq_json_write_double(w, "load_seconds", r->load_s);
@@ -262,6 +260,8 @@ static void report_json(run_state *r)
     mq_json_write_double(w, "itl_ms_p99", g->itl_ms_p99);
     const mq_draft_report draft = draft_report(r);
     mq_draft_report_json(w, &draft);
+    if (r->o->bench)
+        mq_bench_json(w, &r->bench, r->engine);
     mq_json_write_string(w, "finish_reason", g->finish_reason);
     if (r->tokenizer)
         report_text(w, &g->text);
@@ -281,6 +281,8 @@ static void print_bench(const run_state *r)
     printf("weights       %s\n", weights);
     printf("load          %.2f s\n", r->load_s);
     printf("context       %lld\n", (long long)mq_engine_context(r->engine));
+    printf("seed          %lld\n", (long long)r->o->seed);
+    mq_bench_print(&r->bench, r->engine);
     printf("prompt        %lld tokens, %.1f tokens/s\n", (long long)r->prompt.n,
            rate(r->prompt.n, g->prefill_s));
     printf("first token   %.2f ms\n", 1e3 * g->first_token_s);
@@ -340,52 +342,9 @@ static mq_status dry_run(run_state *r, const char *dir, mq_err *err)
     return MQ_OK;
 }
 
-/* --draft-width and --synthetic-acceptance, as far as the drafter need not be known. */
-static mq_status check_draft_options(run_options *o, mq_err *err)
-{
-    bool none = o->draft && strcmp(o->draft, "none") == 0;
-    if (o->draft_width && strcmp(o->draft_width, "auto") != 0) {
-        const char *w = o->draft_width;
-        if (w[0] < '1' || w[0] > '0' + MQ_SPECULATE_ROWS || w[1])
-            return mq_fail(err, MQ_E_ARG,
-                           "--draft-width %s: expected auto or a whole number from 1 to %d", w,
-                           MQ_SPECULATE_ROWS);
-        o->width = w[0] - '0';
-    }
-    if (none && o->draft_width)
-        return mq_fail(err, MQ_E_ARG, "--draft-width has no meaning with --draft none");
-    if (o->synthetic_given && !o->bench)
-        return mq_fail(err, MQ_E_ARG,
-                       "--synthetic-acceptance is for --bench alone: its text means nothing");
-    if (o->synthetic_given && none)
-        return mq_fail(err, MQ_E_ARG, "--synthetic-acceptance has no meaning with --draft none");
-    return MQ_OK;
-}
-
-static mq_status check_options(run_options *o, mq_err *err)
-{
-    int ways = (o->prompt != NULL) + (o->prompt_file != NULL) + (o->tokens_file != NULL);
-    MQ_TRY(check_draft_options(o, err));
-    if (ways > 1)
-        return mq_fail(err, MQ_E_ARG, "give one of --prompt, --prompt-file and --tokens");
-    if (ways == 0 && !o->bench && !o->dry_run)
-        return mq_fail(err, MQ_E_ARG,
-                       "nothing to do: give --prompt, --prompt-file, --tokens or --bench");
-    if (o->stops.n && o->bench)
-        return mq_fail(err, MQ_E_ARG, "--stop has no meaning with --bench");
-    for (int i = 0; i < o->stops.n; i++) {
-        if (!o->stops.items[i][0])
-            return mq_fail(err, MQ_E_ARG, "--stop: the text is empty");
-        mq_status st = mq_unicode_check(o->stops.items[i], (int64_t)strlen(o->stops.items[i]), err);
-        if (st != MQ_OK)
-            return mq_fail(err, MQ_E_ARG, "--stop %s: not UTF-8", o->stops.items[i]);
-    }
-    return MQ_OK;
-}
-
 static mq_status generate(run_state *r, mq_err *err)
 {
-    const run_options *o = r->o;
+    const mq_run_options *o = r->o;
     const mq_generate_options options = {
         .max_tokens = o->max_tokens,
         .sampling = {(float)o->temperature, (int)o->top_k, (float)o->top_p, (uint64_t)o->seed},
@@ -416,13 +375,14 @@ static mq_status generate(run_state *r, mq_err *err)
 
 static mq_status run(run_state *r, mq_err *err)
 {
-    run_options *o = r->o;
-    const char *dir = r->cli->args[0], *name;
-    MQ_TRY(check_options(o, err));
+    mq_run_options *o = r->o;
+    const char *name;
+    MQ_TRY(mq_run_options_check(o, r->cli->n_args, r->cli->usage, err));
+    const char *dir = r->model = o->config ? o->config : r->cli->args[0];
     MQ_TRY(mq_cli_device(&name, o->device, err));
     if (o->dry_run)
         return dry_run(r, dir, err);
-    if (!o->bench || o->prompt || o->prompt_file)
+    if (!o->config && (!o->bench || o->prompt || o->prompt_file))
         MQ_TRY(open_tokenizer(r, dir, err));
     if (o->prompt || o->prompt_file || o->tokens_file)
         MQ_TRY(read_prompt(r, err));
@@ -433,13 +393,15 @@ static mq_status run(run_state *r, mq_err *err)
         mq_tokenizer_close(r->tokenizer);
         r->tokenizer = NULL;
         MQ_TRY(prepare_bench(r, err));
+        MQ_TRY(mq_bench_run(&r->bench, r->engine, &o->measure, r->cli, err));
     }
     return generate(r, err);
 }
 
 int main(int argc, char **argv)
 {
-    run_options o = {.max_tokens = 256, .top_p = 1.0, .seed = 0};
+    mq_run_options o = {
+        .max_tokens = 256, .top_p = 1.0, .seed = 0, .bench_steps = 16, .bench_repeats = 3};
     const mq_opt opts[] = {
         {"prompt", MQ_OPT_STRING, &o.prompt, "TEXT", NULL, "continue this text", 0, 0, 0, 0, NULL},
         {"prompt-file", MQ_OPT_STRING, &o.prompt_file, "FILE", NULL, "continue the text in FILE", 0,
@@ -478,9 +440,30 @@ int main(int argc, char **argv)
          "who guesses tokens ahead (default: the best the model has)", 0, 0, 0, 0, NULL},
         {"draft-width", MQ_OPT_STRING, &o.draft_width, "N|auto", NULL,
          "tokens a step checks, 1 to 8 (default auto)", 0, 0, 0, 0, NULL},
-        {"synthetic-acceptance", MQ_OPT_DOUBLE, &o.synthetic, "X", NULL,
+        {"synthetic-acceptance", MQ_OPT_DOUBLE, &o.synthetic_acceptance, "X", NULL,
          "with --bench: X tokens a full step, drawn", 0, 0, 1, MQ_SPECULATE_ROWS,
-         &o.synthetic_given},
+         &o.synthetic_acceptance_given},
+        {"bench-prompt", MQ_OPT_STRING, &o.bench_prompt, "N,...", NULL,
+         "prompt lengths to measure (default 512)", 0, 0, 0, 0, NULL},
+        {"bench-widths", MQ_OPT_STRING, &o.bench_widths, "N,...", NULL,
+         "rows of a step to measure (default 1,2,4,8)", 0, 0, 0, 0, NULL},
+        {"bench-steps", MQ_OPT_INT, &o.bench_steps, "N", NULL,
+         "steps of each width in a round (default 16)", 1, 100000, 0, 0, &o.bench_steps_given},
+        {"bench-repeats", MQ_OPT_INT, &o.bench_repeats, "N", NULL,
+         "rounds, and runs of a prompt (default 3)", 1, 1000, 0, 0, &o.bench_repeats_given},
+        {"bench-context", MQ_OPT_INT, &o.bench_context, "N", NULL,
+         "positions before a step (default: the prompt's)", 0, 1 << 24, 0, 0,
+         &o.bench_context_given},
+        {"synthetic", MQ_OPT_STRING, &o.config, "CONFIG.json", NULL,
+         "in place of MODEL: weights made up for this config", 0, 0, 0, 0, NULL},
+        {"synthetic-experts", MQ_OPT_STRING, &o.synthetic_experts, "int4:G|mxfp4", NULL,
+         "how made up experts are stored (default int4:64)", 0, 0, 0, 0, NULL},
+        {"layers", MQ_OPT_INT, &o.layers, "N", NULL,
+         "with --synthetic: the first N layers (default all)", 1, MQ_MAX_LAYERS, 0, 0,
+         &o.layers_given},
+        {"only-rank", MQ_OPT_INT, &o.only_rank, "R", NULL,
+         "with --synthetic: hold rank R alone; the others answer as it does", 0, 63, 0, 0,
+         &o.only_rank_given},
         {"chat", MQ_OPT_LATER, NULL, "", NULL, "interactive, through the chat template", 0, 0, 0, 0,
          NULL},
         {"serve", MQ_OPT_LATER, NULL, "", NULL, "OpenAI-compatible server", 0, 0, 0, 0, NULL},
@@ -489,11 +472,11 @@ int main(int argc, char **argv)
         {"api-key-file", MQ_OPT_LATER, NULL, "FILE", NULL, "keys of --serve", 0, 0, 0, 0, NULL},
     };
     mq_cli cli = {.tool = "mimo-run",
-                  .usage = "[options] MODEL",
+                  .usage = "[options] MODEL | --synthetic CONFIG.json",
                   .summary = "Runs a packed model, or a checkpoint in its own precision.",
                   .opts = opts,
                   .n_opts = (int)(sizeof opts / sizeof opts[0]),
-                  .n_args_min = 1,
+                  .n_args_min = 0,
                   .n_args_max = 1};
     run_state r = {.cli = &cli, .o = &o};
     mq_err err = {MQ_OK, ""};
