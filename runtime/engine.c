@@ -225,6 +225,8 @@ static mq_status open_lanes(mq_engine *e, const char *dir, const mq_engine_optio
     if (n > MQ_ENGINE_DEVICES || so.n_ranks % n != 0)
         return mq_fail(err, MQ_E_ARG, "%d ranks on %d devices, expected at most %d and a divisor of the ranks", so.n_ranks,
                        n, MQ_ENGINE_DEVICES);
+    if (n > 1 && o->synthetic && o->synthetic->only_rank >= 0)
+        return mq_fail(err, MQ_E_ARG, "one rank alone on %d devices, expected one", n);
     MQ_TRY(mq_group_create(&e->group, n, err));
     for (; e->n_lanes < n; e->n_lanes++) {
         int ordinal = o->n_devices > 0 ? o->ordinals[e->n_lanes] : 0;
