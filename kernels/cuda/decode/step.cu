@@ -8,6 +8,9 @@ namespace decode {
 static constexpr mq_decode_parts parts_table()
 {
     mq_decode_parts t = {};
+    t.check_router = check_router;
+    t.router_bytes = router_bytes;
+    t.router = router;
     t.check_experts = check_experts;
     t.experts = experts;
     return t;
