@@ -68,7 +68,7 @@ static __global__ void __launch_bounds__(SCORE_THREADS)
 {
     MQ_SHARED(slice, float[COLS][ROWS]);
     int64_t col0 = (int64_t)blockIdx.x * COLS;
-    int n_cols = (int)(w.cols - col0 < COLS ? w.cols - col0 : COLS), e = (int)(blockIdx.y * SCORE_THREADS + threadIdx.x);
+    int n_cols = (int)(w.cols - col0 < COLS ? w.cols - col0 : (int64_t)COLS), e = (int)(blockIdx.y * SCORE_THREADS + threadIdx.x);
     wait_for_previous();
     let_next_start();
     for (int i = (int)threadIdx.x; i < COLS * ROWS; i += SCORE_THREADS) {
