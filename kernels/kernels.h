@@ -22,6 +22,7 @@ extern "C" {
 #endif
 
 typedef struct mq_dev mq_dev;
+typedef struct mq_fence mq_fence; /* a point in a device's queue of work */
 
 /* How to choose a token from logits. */
 typedef struct mq_sampling {
@@ -65,6 +66,25 @@ typedef struct mq_kernels {
     mq_status (*upload)(mq_dev *dev, void *dst, const void *src_host, int64_t n_bytes, mq_err *err);
     mq_status (*download)(mq_dev *dev, void *dst_host, const void *src, int64_t n_bytes, mq_err *err);
     mq_status (*dev_sync)(mq_dev *dev, mq_err *err);
+
+    /* Bytes of the memory that alloc takes from: free now, and in all. */
+    mq_status (*memory)(mq_dev *dev, int64_t *free_bytes, int64_t *total_bytes, mq_err *err);
+
+    /* ---- Copies to the device that overlap the host's work ---- */
+
+    /* Host memory that upload_async reads from, page-locked for CUDA, 4096-byte aligned, not zeroed.  host_free accepts NULL and
+     * comes before dev_close.  MQ_E_NOMEM. */
+    mq_status (*host_alloc)(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err);
+    void (*host_free)(mq_dev *dev, void *p);
+    /* A fence that is set nowhere; fence_free accepts NULL and comes before dev_close. */
+    mq_status (*fence_create)(mq_dev *dev, mq_fence **out, mq_err *err);
+    void (*fence_free)(mq_dev *dev, mq_fence *f);
+    /* As upload, but returns at once: src_host [n_bytes], from host_alloc, is read until fence_wait returns.  f is set behind this
+     * copy, and so behind all that was queued before it; where it was set before is forgotten. */
+    mq_status (*upload_async)(mq_dev *dev, void *dst, const void *src_host, int64_t n_bytes, mq_fence *f, mq_err *err);
+    /* Wait for what f is set behind; returns at once where it was never set.  From any thread, also while another has a call
+     * under way on dev. */
+    mq_status (*fence_wait)(mq_dev *dev, mq_fence *f, mq_err *err);
 
     /* y [n, w.rows] = x [n, w.cols] * w^T, any scheme of mq_matrix.  Large-M form: may widen blocks of w and call BLAS; the
      * order of sums is free but does not depend on the number of threads.  n >= 0. */

@@ -10,8 +10,9 @@
 
 #include "kernels/cpu/cpu.h"
 #include "src/isa.h"
+#include "src/machine.h"
 
-enum { ALIGN = 64 };
+enum { ALIGN = 64, HOST_ALIGN = 4096 };
 
 static mq_status choose_ops(const mq_vector_ops **out, const char *name, mq_err *err)
 {
@@ -130,6 +131,68 @@ mq_status mq_cpu_copy(mq_dev *dev, void *dst, const void *src, int64_t n_bytes, 
     return MQ_OK;
 }
 
+/* ---- Copies with a fence: done when they return ---- */
+
+struct mq_fence {
+    int unused;
+};
+
+static mq_status host_alloc(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err)
+{
+    (void)dev;
+    *out = NULL;
+    if (n_bytes >= 0 && n_bytes <= INT64_MAX / 2)
+        *out = aligned_alloc(HOST_ALIGN, ((size_t)n_bytes / HOST_ALIGN + 1) * HOST_ALIGN);
+    return *out ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "cpu: out of memory (%lld bytes)", (long long)n_bytes);
+}
+
+static mq_status fence_create(mq_dev *dev, mq_fence **out, mq_err *err)
+{
+    (void)dev;
+    *out = calloc(1, sizeof **out);
+    return *out ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "cpu: out of memory");
+}
+
+static void fence_free(mq_dev *dev, mq_fence *f)
+{
+    (void)dev;
+    free(f);
+}
+
+static mq_status upload_async(mq_dev *dev, void *dst, const void *src_host, int64_t n_bytes, mq_fence *f, mq_err *err)
+{
+    (void)f;
+    return mq_cpu_copy(dev, dst, src_host, n_bytes, err);
+}
+
+static mq_status fence_wait(mq_dev *dev, mq_fence *f, mq_err *err)
+{
+    (void)dev;
+    (void)f;
+    (void)err;
+    return MQ_OK;
+}
+
+/* Free: pages nobody uses, and those that only cache files. */
+static mq_status memory(mq_dev *dev, int64_t *free_bytes, int64_t *total_bytes, mq_err *err)
+{
+    (void)dev;
+    *total_bytes = mq_machine_bytes();
+    *free_bytes = 0;
+    FILE *info = fopen("/proc/meminfo", "r");
+    char line[128];
+    long long kib = -1;
+    while (info && kib < 0 && fgets(line, sizeof line, info))
+        if (sscanf(line, "MemAvailable: %lld kB", &kib) != 1)
+            kib = -1;
+    if (info)
+        fclose(info);
+    if (kib < 0)
+        return mq_fail(err, MQ_E_DEVICE, "cpu: /proc/meminfo does not say how much memory is available");
+    *free_bytes = kib * 1024 < *total_bytes ? kib * 1024 : *total_bytes;
+    return MQ_OK;
+}
+
 mq_status mq_cpu_dev_sync(mq_dev *dev, mq_err *err)
 {
     (void)dev;
@@ -177,6 +240,13 @@ const mq_kernels mq_cpu_kernels = {
     .upload = mq_cpu_copy,
     .download = mq_cpu_copy,
     .dev_sync = mq_cpu_dev_sync,
+    .memory = memory,
+    .host_alloc = host_alloc,
+    .host_free = mq_cpu_release,
+    .fence_create = fence_create,
+    .fence_free = fence_free,
+    .upload_async = upload_async,
+    .fence_wait = fence_wait,
     .linear = mq_cpu_linear,
     .linear_fixed = mq_cpu_linear_fixed,
     .embed = mq_cpu_embed,

@@ -225,6 +225,15 @@ int64_t calibration_bytes(const mq_dev *dev, int64_t rows, int64_t cols, int gro
 mq_status pack_units(mq_dev *dev, uint8_t *units, const uint8_t *codes_a, const float *scale_a, const uint8_t *codes_b,
                      const float *scale_b, int64_t rows, int64_t cols, int group, mq_err *err);
 
+/* transfer.cu */
+mq_status memory(mq_dev *dev, int64_t *free_bytes, int64_t *total_bytes, mq_err *err);
+mq_status host_alloc(mq_dev *dev, void **out, int64_t n_bytes, mq_err *err);
+void host_free(mq_dev *dev, void *p);
+mq_status fence_create(mq_dev *dev, mq_fence **out, mq_err *err);
+void fence_free(mq_dev *dev, mq_fence *f);
+mq_status upload_async(mq_dev *dev, void *dst, const void *src_host, int64_t n_bytes, mq_fence *f, mq_err *err);
+mq_status fence_wait(mq_dev *dev, mq_fence *f, mq_err *err);
+
 } // namespace mq_cuda
 
 #endif

@@ -208,6 +208,13 @@ static constexpr mq_kernels table()
     t.upload = upload;
     t.download = download;
     t.dev_sync = dev_sync;
+    t.memory = memory;
+    t.host_alloc = host_alloc;
+    t.host_free = host_free;
+    t.fence_create = fence_create;
+    t.fence_free = fence_free;
+    t.upload_async = upload_async;
+    t.fence_wait = fence_wait;
     t.linear = linear;
     t.linear_fixed = linear_fixed;
     t.embed = embed;
