@@ -220,7 +220,9 @@ static mq_status open_lanes(mq_engine *e, const char *dir, const mq_engine_optio
                            .mtp = draft == MQ_DRAFT_MTP,
                            .progress = o->progress,
                            .progress_ctx = o->progress_ctx,
-                           .synthetic = o->synthetic};
+                           .synthetic = o->synthetic,
+                           .verify = o->verify,
+                           .io = o->io};
     int n = n_lanes_of(o);
     if (n > MQ_ENGINE_DEVICES || so.n_ranks % n != 0)
         return mq_fail(err, MQ_E_ARG, "%d ranks on %d devices, expected at most %d and a divisor of the ranks", so.n_ranks,
@@ -260,6 +262,9 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
     MQ_TRY(open_lanes(e, dir, o, draft, err));
     MQ_TRY(plan_bytes(&bytes, e->kernels, e->store, o, draft, err));
     MQ_TRY(check_budget(&bytes, o->memory_bytes, err));
+    for (int i = 0; i < e->n_lanes; i++)
+        MQ_TRY(mq_store_check_room(mq_lane_store(e->lanes[i]),
+                                   (bytes.cache + bytes.workspace) / e->n_lanes + (i ? 0 : bytes.drafter), err));
     e->context = bytes.context;
     e->prefill_rows = prefill_rows(o);
     MQ_TRY(open_join(e, err));
@@ -317,6 +322,11 @@ const char *mq_engine_device_name(const mq_engine *e)
 int64_t mq_engine_weight_bytes(const mq_engine *e)
 {
     return mq_store_resident_bytes(e->store);
+}
+
+mq_load_figures mq_engine_loaded(const mq_engine *e)
+{
+    return mq_store_loaded(e->store);
 }
 
 int64_t mq_engine_context(const mq_engine *e)

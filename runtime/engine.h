@@ -36,6 +36,8 @@ typedef struct mq_engine_options {
     bool plain_step;      /* the device's step without a graph: same bits */
     void (*progress)(void *ctx, int64_t done_bytes, int64_t total_bytes);
     void *progress_ctx;
+    mq_load_verify verify; /* which digests of a packed model are compared while it loads */
+    mq_load_io io;         /* how its files are read */
 } mq_engine_options;
 
 /* What a run takes, from headers alone. */
@@ -51,13 +53,16 @@ typedef struct mq_engine_bytes {
 mq_status mq_engine_plan(mq_engine_bytes *out, const char *dir, const mq_kernels *kernels,
                          const mq_engine_options *options, mq_err *err);
 
-/* Load dir (packed model or checkpoint) resident on the device of kernels. */
+/* Load dir (packed model or checkpoint) resident on the device of kernels.  MQ_E_NOMEM, before anything large is read or
+ * allocated: more is needed than the budget or than the device has free; the text has both numbers. */
 mq_status mq_engine_open(mq_engine **out, const char *dir, const mq_kernels *kernels,
                          const mq_engine_options *options, mq_err *err);
 void mq_engine_close(mq_engine *e); /* accepts NULL */
 const mq_model *mq_engine_model(const mq_engine *e);
 const char *mq_engine_device_name(const mq_engine *e);
 int64_t mq_engine_weight_bytes(const mq_engine *e);
+/* What loading came to; zeros for a checkpoint. */
+mq_load_figures mq_engine_loaded(const mq_engine *e);
 int64_t mq_engine_context(const mq_engine *e);
 
 /* Forget everything. */

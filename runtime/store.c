@@ -2,22 +2,25 @@
  * backend's business.
  *
  * Sizes are measured from headers at open, so a budget is checked before a byte of weights is read.
- * Resident: one block of memory per layer, loaded by as many threads as asked for, layer by layer.
+ * Resident: one block of memory per layer.  A backend that plans (a packed model) lays out a layer,
+ * all threads load it (load.h), then the next one; others load a layer per thread.
  * Streaming: three slots, each as large as the largest thing it will hold, reused. */
 #include "runtime/store.h"
 
 #include <assert.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "runtime/load.h"
 #include "runtime/store_backend.h"
 #include "runtime/store_device.h"
 #include "runtime/store_draft.h"
 #include "src/dtype.h"
+#include "src/file.h"
 #include "src/pool.h"
+
+enum { MOST_READERS = 32 }; /* threads that load */
 
 /* What a vocabulary slot holds. */
 enum { VOCAB_NONE, VOCAB_EMBEDDING, VOCAB_HEAD };
@@ -54,49 +57,9 @@ struct mq_store {
     mq_layer_weights *layers; /* [n_layers, n_held] */
     mq_mlp_weights *experts;  /* [n_layers, n_experts, n_held] */
     pthread_mutex_t progress_lock;
-    int64_t done_bytes;
+    int64_t done_bytes, job_bytes; /* job_bytes: said record by record of the job under way */
+    mq_load_figures figures;
 };
-
-/* ---- Slots ---- */
-
-mq_status mq_slot_take(mq_slot *s, void **out, int64_t n_bytes, mq_err *err)
-{
-    *out = NULL;
-    int64_t off = mq_round_up(s->used, MQ_SLOT_ALIGN);
-    if (n_bytes < 0 || off > INT64_MAX / 2 || n_bytes > INT64_MAX / 2)
-        return mq_fail(err, MQ_E_NOMEM, "weights of more than 2^62 bytes");
-    s->used = off + n_bytes;
-    if (s->measuring)
-        return MQ_OK;
-    if (s->used > s->cap)
-        return mq_fail(err, MQ_E_BUG, "weights of %lld bytes, measured %lld", (long long)s->used,
-                       (long long)s->cap);
-    *out = s->mem + off;
-    return MQ_OK;
-}
-
-mq_status mq_slot_alloc(mq_slot *s, int64_t n_bytes, mq_err *err)
-{
-    *s = (mq_slot){.cap = mq_round_up(n_bytes + 1, MQ_SLOT_ALIGN)};
-    s->mem = aligned_alloc(MQ_SLOT_ALIGN, (size_t)s->cap);
-    if (!s->mem)
-        return mq_fail(err, MQ_E_NOMEM, "weights of %lld bytes: out of memory", (long long)n_bytes);
-    return MQ_OK;
-}
-
-void mq_slot_free(mq_slot *s)
-{
-    free(s->mem);
-    *s = (mq_slot){.cap = 0};
-}
-
-mq_status mq_backend_check(const mq_matrix *m, int64_t rows, int64_t cols, mq_err *err)
-{
-    if (m->rows != rows || m->cols != cols)
-        return mq_fail(err, MQ_E_SHAPE, "shape [%lld, %lld], expected [%lld, %lld]",
-                       (long long)m->rows, (long long)m->cols, (long long)rows, (long long)cols);
-    return mq_matrix_check(m, err);
-}
 
 /* Where rank lies among those held, and which rank the i-th of them is. */
 static int held_index(const mq_store *s, int rank)
@@ -111,7 +74,7 @@ static int held_rank(const mq_store *s, int64_t i)
 
 static mq_status slot_alloc(mq_store *s, mq_slot *slot, int64_t n_bytes, mq_err *err)
 {
-    return s->backend.in_place ? mq_place_alloc(&s->place, slot, n_bytes, err)
+    return s->backend.in_place || s->place.load ? mq_place_alloc(&s->place, slot, n_bytes, err)
                                : mq_slot_alloc(slot, n_bytes, err);
 }
 
@@ -185,13 +148,29 @@ static void drop_host_copy(mq_slot *slot)
     slot->mem = slot->device ? NULL : slot->mem;
 }
 
+static void add_progress(mq_store *s, int64_t n_bytes)
+{
+    s->done_bytes += n_bytes;
+    if (s->options.progress && n_bytes > 0)
+        s->options.progress(s->options.progress_ctx, s->done_bytes, mq_store_resident_bytes(s));
+}
+
+/* A record has arrived. */
+static void report_part(void *ctx, int64_t n_bytes)
+{
+    mq_store *s = ctx;
+    pthread_mutex_lock(&s->progress_lock);
+    s->job_bytes += n_bytes;
+    add_progress(s, n_bytes);
+    pthread_mutex_unlock(&s->progress_lock);
+}
+
+/* A job of n_bytes has ended: what its records did not say of it. */
 static void report(mq_store *s, int64_t n_bytes)
 {
-    if (!s->options.progress)
-        return;
     pthread_mutex_lock(&s->progress_lock);
-    s->done_bytes += n_bytes;
-    s->options.progress(s->options.progress_ctx, s->done_bytes, mq_store_resident_bytes(s));
+    add_progress(s, n_bytes - s->job_bytes);
+    s->job_bytes = 0;
     pthread_mutex_unlock(&s->progress_lock);
 }
 
@@ -254,6 +233,27 @@ static mq_status load_job(void *ctx, int64_t job, int worker, mq_err *err)
     return st;
 }
 
+/* One job after the other, in the order of the files; all threads share each. */
+static mq_status load_by_plan(mq_store *s, int64_t n_jobs, mq_err *err)
+{
+    /* Threads wait for disks: more of them than processors, unless their number was asked for. */
+    int n_threads = 2 * mq_cpu_count() < MOST_READERS ? 2 * mq_cpu_count() : MOST_READERS;
+    const mq_load_options options = {.n_threads = s->options.n_threads > 0 ? s->options.n_threads : n_threads,
+                                     .verify = s->options.check ? s->options.verify : MQ_VERIFY_NONE,
+                                     .io = s->options.io,
+                                     .place = &s->place,
+                                     .progress = report_part,
+                                     .progress_ctx = s};
+    MQ_TRY(mq_load_create(&s->place.load, &options, err));
+    mq_status st = MQ_OK;
+    for (int64_t i = 0; st == MQ_OK && i < n_jobs; i++)
+        st = load_job(s, i, 0, err);
+    mq_load_count(s->place.load, &s->figures);
+    mq_load_free(s->place.load);
+    s->place.load = NULL;
+    return st;
+}
+
 static void drop_resident(mq_store *s)
 {
     for (int64_t i = 0; s->slots && i < s->n_layers + 2; i++)
@@ -274,10 +274,35 @@ static void drop_streaming(mq_store *s)
     mq_place_free(&s->place, &s->vocab_slot);
 }
 
+mq_status mq_store_check_room(const mq_store *s, int64_t extra_bytes, mq_err *err)
+{
+    const mq_place *p = &s->place;
+    if (!p->kernels)
+        return MQ_OK;
+    int64_t free_bytes, total_bytes, weights = mq_store_resident_bytes(s);
+    int64_t need = extra_bytes + (s->resident ? 0 : weights - s->norm_bytes);
+    MQ_TRY(p->kernels->memory(p->dev, &free_bytes, &total_bytes, err));
+    if (need <= free_bytes)
+        return MQ_OK;
+    return mq_fail(err, MQ_E_NOMEM,
+                   "%s: %s: %lld bytes of memory are needed, %lld of %lld are free; weights are "
+                   "%lld bytes, %lld a rank (%d rank%s)",
+                   s->dir, p->kernels->dev_name(p->dev), (long long)need, (long long)free_bytes,
+                   (long long)total_bytes, (long long)weights,
+                   (long long)((weights + s->n_held - 1) / s->n_held), s->n_held,
+                   s->n_held == 1 ? "" : "s");
+}
+
+mq_load_figures mq_store_loaded(const mq_store *s)
+{
+    return s->figures;
+}
+
 mq_status mq_store_load(mq_store *s, mq_err *err)
 {
     if (s->resident)
         return MQ_OK;
+    MQ_TRY(mq_store_check_room(s, 0, err));
     size_t n_layers = (size_t)s->n_layers, n_held = (size_t)s->n_held;
     s->slots = calloc(n_layers + 2, sizeof *s->slots);
     s->layers = calloc(n_layers * n_held, sizeof *s->layers);
@@ -292,9 +317,10 @@ mq_status mq_store_load(mq_store *s, mq_err *err)
                                                : mq_cpu_count();
     if (st == MQ_OK)
         st = mq_drafters_begin(&s->drafters, err);
+    int64_t n_jobs = s->n_layers + 2 + mq_drafters_n_loads(&s->drafters);
     if (st == MQ_OK)
-        st = mq_pool_run(n_threads, s->n_layers + 2 + mq_drafters_n_loads(&s->drafters), load_job,
-                         s, err);
+        st = s->backend.ops->plans ? load_by_plan(s, n_jobs, err)
+                                   : mq_pool_run(n_threads, n_jobs, load_job, s, err);
     if (st != MQ_OK) {
         drop_resident(s);
         return st;
@@ -309,12 +335,8 @@ mq_status mq_store_load(mq_store *s, mq_err *err)
 
 static bool has_manifest(const char *dir)
 {
-    size_t n = strlen(dir) + sizeof "/manifest.json";
-    char *path = malloc(n);
-    if (!path)
-        return false;
-    snprintf(path, n, "%s/manifest.json", dir);
-    bool there = access(path, F_OK) == 0;
+    char *path = mq_path_join(dir, "manifest.json");
+    bool there = path && mq_path_exists(path);
     free(path);
     return there;
 }

@@ -30,6 +30,22 @@ typedef struct mq_synthetic {
     uint64_t seed;
 } mq_synthetic;
 
+/* Which records' digests a resident packed model compares while it loads: all, a fixed part (the first record of every file
+ * and one in MQ_VERIFY_SAMPLE of the others), or none. */
+typedef enum mq_load_verify { MQ_VERIFY_FULL = 0, MQ_VERIFY_PART, MQ_VERIFY_NONE } mq_load_verify;
+enum { MQ_VERIFY_SAMPLE = 16 };
+
+/* How it reads files: directly unless they are in the page cache, through it, or directly wherever the file system can. */
+typedef enum mq_load_io { MQ_LOAD_AUTO = 0, MQ_LOAD_BUFFERED, MQ_LOAD_DIRECT } mq_load_io;
+
+/* What loading came to. */
+typedef struct mq_load_figures {
+    int64_t n_records, n_checked;      /* digests compared */
+    int64_t read_bytes, direct_bytes;  /* of the files, and those of them that went around the page cache */
+    int64_t plain_bytes;               /* after decompression */
+    double seconds;                    /* of reading */
+} mq_load_figures;
+
 typedef struct mq_store_options {
     bool resident;
     int n_ranks; /* logical ranks R: a divisor of the packed model's N; 1 for a checkpoint or any R
@@ -48,6 +64,8 @@ typedef struct mq_store_options {
     mq_dev *dev;
     const mq_synthetic *synthetic; /* the model is a config.json, and no weights are there; NULL: read them.  Borrowed
                                       while opening */
+    mq_load_verify verify; /* a packed model that becomes resident: how far check goes */
+    mq_load_io io;    /* the same: how its files are read */
 } mq_store_options;
 
 /* Open dir: a packed model when it has a manifest.json, otherwise a checkpoint; with synthetic, a config.json.  MQ_E_ARG: n_ranks
@@ -59,6 +77,11 @@ void mq_store_close(mq_store *s); /* accepts NULL */
 /* Make a streaming store resident (what opening with resident does); a failure leaves it streaming.
  */
 mq_status mq_store_load(mq_store *s, mq_err *err);
+/* Zeros but for a packed model that became resident. */
+mq_load_figures mq_store_loaded(const mq_store *s);
+/* MQ_E_NOMEM where what a resident store and extra_bytes more take does not fit what is free on its device; says both.
+ * mq_store_load asks the same with 0 first.  MQ_OK where there is no device. */
+mq_status mq_store_check_room(const mq_store *s, int64_t extra_bytes, mq_err *err);
 
 const mq_model *mq_store_model(const mq_store *s);
 bool mq_store_is_packed(const mq_store *s);

@@ -25,7 +25,8 @@ typedef struct mq_slot {
     int64_t cap, used;
     bool measuring;
     uint8_t *device; /* [cap] a copy in the device's memory (store_device.h), or NULL */
-    bool in_place;   /* mem is the device's memory itself, which the backend fills */
+    bool in_place;   /* mem is the device's memory itself, which the backend, or load, fills */
+    struct mq_load *load; /* pieces are not filled but noted here (load.h), not to be touched; NULL: filled on return */
 } mq_slot;
 
 /* The next n_bytes of the slot; *out is NULL when measuring.  MQ_E_BUG: more than was measured. */
@@ -56,6 +57,7 @@ typedef struct mq_backend_ops {
     mq_status (*draft_layer)(void *impl, void *reader, mq_slot *slot, mq_draft_layer_weights *out,
                              mq_stack stack, int layer, mq_err *err);
     void (*close)(void *impl);
+    bool plans; /* slots may have a load; a reader stays until it has run, and asks for one layer, or matrix, until then */
 } mq_backend_ops;
 
 typedef struct mq_backend {

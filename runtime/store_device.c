@@ -6,19 +6,29 @@
 
 #include <stdlib.h>
 
+#include "runtime/load.h"
+
 mq_status mq_place_alloc(mq_place *p, mq_slot *slot, int64_t n_bytes, mq_err *err)
 {
-    if (!p->kernels)
-        return mq_slot_alloc(slot, n_bytes, err);
+    if (!p->kernels) {
+        MQ_TRY(mq_slot_alloc(slot, n_bytes, err));
+        slot->load = p->load;
+        return MQ_OK;
+    }
     void *mem;
     MQ_TRY(mq_wrap(err, p->kernels->alloc(p->dev, &mem, n_bytes + 1, err), "weights of %lld bytes",
                    (long long)n_bytes));
-    *slot = (mq_slot){.mem = mem, .cap = n_bytes, .in_place = true};
+    *slot = (mq_slot){.mem = mem, .cap = n_bytes, .in_place = true, .load = p->load};
     return MQ_OK;
 }
 
 mq_status mq_place_copy(mq_place *p, mq_slot *slot, mq_err *err)
 {
+    if (slot->load) {
+        mq_load *load = slot->load;
+        slot->load = NULL;
+        return mq_load_run(load, err);
+    }
     if (!p->kernels || slot->in_place)
         return MQ_OK;
     pthread_mutex_lock(&p->lock);

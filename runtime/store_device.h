@@ -1,5 +1,7 @@
-/* Weights in a device's memory: a slot is filled on the host, copied to the device in one piece, and the views that
- * pointed into it move along; private to store.c and store_draft.c. */
+/* Weights in a device's memory; private to store.c, store_draft.c and load*.c.
+ *
+ * Either a slot is filled on the host, copied to the device in one piece, and the views that pointed into it move along; or it lies
+ * on the device from the start, where its backend or a load (load.h) fills it. */
 #ifndef MQ_RUNTIME_STORE_DEVICE_H
 #define MQ_RUNTIME_STORE_DEVICE_H
 
@@ -18,13 +20,14 @@ typedef struct mq_place {
     const mq_kernels *kernels;
     mq_dev *dev;
     pthread_mutex_t lock;
+    struct mq_load *load; /* fills the slots that mq_place_alloc makes now; NULL: their backend does */
 } mq_place;
 
 /* An empty slot that is the device's own memory (the host's where kernels is NULL), to be filled there.  MQ_E_NOMEM,
  * MQ_E_DEVICE. */
 mq_status mq_place_alloc(mq_place *p, mq_slot *slot, int64_t n_bytes, mq_err *err);
-/* Copy what slot holds to its memory on the device, allocated at the first call for all that it may hold.
- * MQ_E_NOMEM, MQ_E_DEVICE. */
+/* Run the slot's load; or else copy what slot holds to its memory on the device, allocated at the first call for all that it
+ * may hold.  MQ_E_NOMEM, MQ_E_DEVICE; statuses of mq_load_run. */
 mq_status mq_place_copy(mq_place *p, mq_slot *slot, mq_err *err);
 /* Release the slot's memory on the device and on the host. */
 void mq_place_free(mq_place *p, mq_slot *slot);

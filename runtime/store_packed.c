@@ -1,5 +1,8 @@
 /* Weights of a packed model: records of N file ranks, lent to R logical ranks.
  *
+ * A slot with a load gets no bytes here: each record is noted with its place in the slot, slices that must be merged as a task,
+ * and only vectors, which are small, are read at once.
+ *
  * With R equal to N a record's bytes are used as they are.  With fewer, N/R slices are merged while
  * loading (merge.c); KV heads that several file ranks repeat are kept once.  What a record is
  * called, and that its shape is the plan's, formats has checked when the shard was opened. */
@@ -8,6 +11,7 @@
 #include <string.h>
 
 #include "formats/manifest.h"
+#include "runtime/load.h"
 #include "runtime/merge.h"
 #include "runtime/slices.h"
 #include "runtime/store_backend.h"
@@ -88,10 +92,10 @@ static mq_status load_record(const packed *c, mq_slot *slot, mq_matrix *out, con
 {
     void *plain;
     MQ_TRY(mq_slot_take(slot, &plain, (int64_t)mq_shard_entry_at(s, i)->plain_bytes, err));
-    if (!slot->measuring)
-        MQ_TRY(mq_shard_load(s, i, plain, c->check, err));
     *out = mq_shard_matrix(s, i, plain);
-    return MQ_OK;
+    if (slot->load)
+        return mq_load_record(slot->load, s, i, plain, err);
+    return slot->measuring ? MQ_OK : mq_shard_load(s, i, plain, c->check, err);
 }
 
 /* A record of the common file as F32, elements [first, first + n); n 0: all. */
@@ -109,13 +113,21 @@ static mq_status load_vector(const packed *c, mq_slot *slot, const float **out, 
         return MQ_OK;
     float *all = malloc(((size_t)e->cols + 1) * sizeof *all);
     void *plain = aligned_alloc(64, (size_t)mq_round_up((int64_t)e->plain_bytes + 1, 64));
-    mq_status st = all && plain ? mq_shard_load(c->common, i, plain, c->check, err)
-                                : mq_fail(err, MQ_E_NOMEM, "a vector of %lld bytes: out of memory",
-                                          (long long)e->plain_bytes);
+    mq_status st = MQ_OK;
+    if (!all || !plain)
+        st = mq_fail(err, MQ_E_NOMEM, "a vector of %lld bytes: out of memory",
+                     (long long)e->plain_bytes);
+    else if (slot->load)
+        st = mq_load_read(slot->load, 0, c->common, i, plain, err);
+    else
+        st = mq_shard_load(c->common, i, plain, c->check, err);
     if (st == MQ_OK) {
         mq_matrix view = mq_shard_matrix(c->common, i, plain);
         mq_matrix_widen(&view, 0, 1, all);
-        memcpy(values, all + first, (size_t)n * sizeof *all);
+        if (slot->load)
+            st = mq_load_put(slot->load, 0, values, all + first, 4 * n, err);
+        else
+            memcpy(values, all + first, (size_t)n * sizeof *all);
     }
     free(plain);
     free(all);
@@ -207,13 +219,15 @@ static mq_status load_stack(const packed *c, mq_slot *slot, mq_matrix *out, cons
     out->data = at;
     for (int i = 0; !slot->measuring && i < s->n; i++) {
         const slice *f = &s->from[i];
-        MQ_TRY(mq_shard_load(f->shard, f->index, at, c->check, err));
+        MQ_TRY(slot->load ? mq_load_record(slot->load, f->shard, f->index, at, err)
+                          : mq_shard_load(f->shard, f->index, at, c->check, err));
         at = (uint8_t *)at + mq_shard_entry_at(f->shard, f->index)->plain_bytes;
     }
     return MQ_OK;
 }
 
-static mq_status load_pieces(const packed *c, slices *s, mq_err *err)
+/* The slices' bytes; load NULL: read here, else by its worker. */
+static mq_status load_pieces(const packed *c, slices *s, mq_load *load, int worker, mq_err *err)
 {
     for (int i = 0; i < s->n; i++) {
         slice *f = &s->from[i];
@@ -222,10 +236,66 @@ static mq_status load_pieces(const packed *c, slices *s, mq_err *err)
         if (!f->bytes)
             return mq_fail(err, MQ_E_NOMEM, "a record of %lld bytes: out of memory",
                            (long long)n_bytes);
-        MQ_TRY(mq_shard_load(f->shard, f->index, f->bytes, c->check, err));
+        MQ_TRY(load ? mq_load_read(load, worker, f->shard, f->index, f->bytes, err)
+                    : mq_shard_load(f->shard, f->index, f->bytes, c->check, err));
         s->parts[i].m = mq_shard_matrix(f->shard, f->index, f->bytes);
     }
     return MQ_OK;
+}
+
+/* A merge that is done when its slices are read. */
+typedef struct merge_task {
+    const packed *c;
+    slices s; /* owned */
+    mq_key key;
+    uint8_t *dst; /* [n_bytes] in the slot */
+    int64_t n_bytes;
+} merge_task;
+
+static void free_merge(void *ctx)
+{
+    merge_task *t = ctx;
+    free_slices(&t->s);
+    free(t);
+}
+
+static mq_status run_merge(void *ctx, mq_load *load, int worker, mq_err *err)
+{
+    merge_task *t = ctx;
+    mq_matrix whole;
+    mq_slot slot = {.mem = t->dst, .cap = t->n_bytes};
+    bool in_place = mq_load_is_host(load);
+    MQ_TRY(load_pieces(t->c, &t->s, load, worker, err));
+    if (!in_place)
+        MQ_TRY(mq_slot_alloc(&slot, t->n_bytes, err));
+    mq_status st = merge(&slot, &whole, &t->s, t->key, chunk_rows(t->c->m, t->key), err);
+    if (in_place)
+        return st;
+    if (st == MQ_OK)
+        st = mq_load_put(load, worker, t->dst, slot.mem, t->n_bytes, err);
+    mq_slot_free(&slot);
+    return st;
+}
+
+/* Note the merge of s, which is taken over: its place in slot and out's shape are known from headers. */
+static mq_status plan_merge(const packed *c, mq_slot *slot, mq_matrix *out, slices *s, mq_key key,
+                            mq_err *err)
+{
+    mq_slot probe = {.measuring = true};
+    void *at;
+    MQ_TRY(merge(&probe, out, s, key, chunk_rows(c->m, key), err));
+    MQ_TRY(mq_slot_take(slot, &at, probe.used, err));
+    out->data = at;
+    if (out->scheme == MQ_SCHEME_FP8_BLOCK) /* the last that a merge takes */
+        out->scale = (uint8_t *)at + probe.used - 4 * mq_fp8_n_scales(out);
+    merge_task *t = malloc(sizeof *t);
+    if (!t)
+        return mq_fail(err, MQ_E_NOMEM, "out of memory");
+    *t = (merge_task){c, *s, key, at, probe.used};
+    *s = (slices){0, NULL, NULL};
+    const slice *first = &t->s.from[0];
+    return mq_load_add(slot->load, first->shard, first->index,
+                       (mq_load_task){run_merge, free_merge, t, probe.used}, err);
 }
 
 /* Slices of file ranks [first, first + n) merged into slot; the shards are open. */
@@ -240,8 +310,10 @@ static mq_status load_merged(const packed *c, const reader *r, mq_slot *slot, mq
         st = add_slice(&s, r->shards[first + i], key, err);
     if (st == MQ_OK && is_stack(&s)) {
         st = load_stack(c, slot, out, &s, key, err);
+    } else if (st == MQ_OK && slot->load) {
+        st = plan_merge(c, slot, out, &s, key, err);
     } else if (st == MQ_OK) {
-        st = slot->measuring ? MQ_OK : load_pieces(c, &s, err);
+        st = slot->measuring ? MQ_OK : load_pieces(c, &s, NULL, 0, err);
         if (st == MQ_OK)
             st = merge(slot, out, &s, key, chunk_rows(c->m, key), err);
     }
@@ -474,7 +546,8 @@ mq_status mq_backend_open_packed(mq_backend *out, const char *dir, int n_ranks, 
                                        .final_norm = load_final_norm,
                                        .draft = load_draft,
                                        .draft_layer = load_draft_layer,
-                                       .close = close_packed};
+                                       .close = close_packed,
+                                       .plans = true};
     *out = (mq_backend){.ops = NULL};
     packed *c = calloc(1, sizeof *c);
     if (!c)
