@@ -60,18 +60,15 @@ static mq_status open_tokenizer(run_state *r, const char *dir, mq_err *err)
     return st;
 }
 
-/* Memory that the kernel says is free for use; 0 where it does not say. */
-static int64_t available_bytes(void)
+/* Memory that is free on the device. */
+static mq_status available_bytes(int64_t *out, const mq_kernels *kernels, mq_err *err)
 {
-    FILE *meminfo = fopen("/proc/meminfo", "r");
-    char line[128];
-    long long kib = 0;
-    while (meminfo && fgets(line, sizeof line, meminfo))
-        if (sscanf(line, "MemAvailable: %lld kB", &kib) == 1)
-            break;
-    if (meminfo)
-        fclose(meminfo);
-    return (int64_t)kib * 1024;
+    mq_dev *dev;
+    int64_t total;
+    MQ_TRY(kernels->dev_open(&dev, 0, 1, NULL, err));
+    mq_status st = kernels->memory(dev, out, &total, err);
+    kernels->dev_close(dev);
+    return st;
 }
 
 /* --context; without it a benchmark at a long context asks for what it needs. */
@@ -82,22 +79,25 @@ static int64_t wanted_context(const mq_run_options *o)
 }
 
 /* The same for a run and for --dry-run.  Without --memory the budget is what is free. */
-static mq_engine_options engine_options(run_state *r)
+static mq_status engine_options(mq_engine_options *out, run_state *r, const mq_kernels *kernels,
+                                mq_err *err)
 {
     const char *draft = r->o->draft;
-    return (mq_engine_options){.n_ranks = (int)r->o->ranks,
+    *out = (mq_engine_options){.n_ranks = (int)r->o->ranks,
                                .n_threads = (int)r->o->threads,
                                .context = wanted_context(r->o),
                                .synthetic = r->o->config ? &r->o->synthetic : NULL,
                                .prefill_rows = MQ_GENERATE_PREFILL_ROWS,
-                               .memory_bytes = r->o->memory ? r->o->memory : available_bytes(),
+                               .memory_bytes = r->o->memory,
                                .draft = !draft                         ? MQ_DRAFT_NONE
                                         : strcmp(draft, "dflash") == 0 ? MQ_DRAFT_DFLASH
                                         : strcmp(draft, "mtp") == 0    ? MQ_DRAFT_MTP
                                                                        : MQ_DRAFT_NONE,
                                .draft_any = draft == NULL,
                                .progress = on_load,
-                               .progress_ctx = r};
+                               .progress_ctx = r,
+                               .verify = r->o->how_far};
+    return r->o->memory ? MQ_OK : available_bytes(&out->memory_bytes, kernels, err);
 }
 
 /* The table of operations of --device. */
@@ -114,7 +114,10 @@ static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
     const mq_kernels *kernels;
     MQ_TRY(find_kernels(&kernels, r, err));
     mq_engine_bytes plan;
-    const mq_engine_options options = engine_options(r);
+    mq_engine_options options;
+    MQ_TRY(engine_options(&options, r, kernels, err));
+    if (!r->o->memory && strcmp(kernels->name, "cpu") != 0)
+        options.memory_bytes = 0; /* the engine asks the device, and says what a rank needs */
     MQ_TRY(mq_engine_plan(&plan, dir, kernels, &options, err));
     MQ_TRY(mq_progress_create(&r->load_progress, r->cli, "loading", plan.weights, "B", err));
     double start = mq_cli_now();
@@ -126,6 +129,17 @@ static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
                                      .synthetic = r->o->synthetic_acceptance_given ? r->o->synthetic_acceptance : 0.0,
                                      .synthetic_seed = (uint64_t)r->o->seed};
     return st == MQ_OK ? mq_speculate_create(&r->speculate, r->engine, &so, err) : st;
+}
+
+/* How fast a packed model was read, and how much of it was checked; "" for a checkpoint. */
+static void load_text(char out[120], const run_state *r)
+{
+    const mq_load_figures f = mq_engine_loaded(r->engine);
+    out[0] = 0;
+    if (f.n_records)
+        snprintf(out, 120, ", files at %.2f GB/s, digests of %lld of %lld records compared",
+                 f.seconds > 0 ? 1e-9 * (double)f.read_bytes / f.seconds : 0.0,
+                 (long long)f.n_checked, (long long)f.n_records);
 }
 
 static mq_draft_report draft_report(const run_state *r)
@@ -251,6 +265,12 @@ static void report_json(run_state *r)
     mq_json_write_int(w, "weight_bytes", mq_engine_weight_bytes(r->engine));
     mq_json_write_int(w, "context", mq_engine_context(r->engine));
     mq_json_write_double(w, "load_seconds", r->load_s);
+    const mq_load_figures loaded = mq_engine_loaded(r->engine);
+    mq_json_write_double(w, "load_read_seconds", loaded.seconds);
+    mq_json_write_int(w, "load_read_bytes", loaded.read_bytes);
+    mq_json_write_int(w, "load_direct_bytes", loaded.direct_bytes);
+    mq_json_write_int(w, "load_records", loaded.n_records);
+    mq_json_write_int(w, "load_records_checked", loaded.n_checked);
     mq_json_write_int(w, "prompt_tokens", r->prompt.n);
     mq_json_write_int(w, "tokens", g->output.n);
     mq_json_write_double(w, "prompt_tok_per_s", rate(r->prompt.n, g->prefill_s));
@@ -279,7 +299,9 @@ static void print_bench(const run_state *r)
     printf("device        %s\n", mq_engine_device_name(r->engine));
     printf("ranks         %d\n", r->o->ranks ? (int)r->o->ranks : 1);
     printf("weights       %s\n", weights);
-    printf("load          %.2f s\n", r->load_s);
+    char load[120];
+    load_text(load, r);
+    printf("load          %.2f s%s\n", r->load_s, load);
     printf("context       %lld\n", (long long)mq_engine_context(r->engine));
     printf("seed          %lld\n", (long long)r->o->seed);
     mq_bench_print(&r->bench, r->engine);
@@ -311,10 +333,11 @@ static void print_end(const run_state *r)
 /* Bytes that a run would take, from headers alone, and whether they fit. */
 static mq_status dry_run(run_state *r, const char *dir, mq_err *err)
 {
-    const mq_engine_options options = engine_options(r);
+    mq_engine_options options;
     const mq_kernels *kernels;
     mq_engine_bytes b;
     MQ_TRY(find_kernels(&kernels, r, err));
+    MQ_TRY(engine_options(&options, r, kernels, err));
     MQ_TRY(mq_engine_plan(&b, dir, kernels, &options, err));
     int64_t room = options.memory_bytes, need = b.weights + b.cache + b.workspace + b.drafter;
     mq_json_write_int(&r->cli->json, "weight_bytes", b.weights);
@@ -387,6 +410,10 @@ static mq_status run(run_state *r, mq_err *err)
     if (o->prompt || o->prompt_file || o->tokens_file)
         MQ_TRY(read_prompt(r, err));
     MQ_TRY(open_engine(r, dir, err));
+    char load[120];
+    load_text(load, r);
+    if (o->how_far != MQ_VERIFY_FULL && load[0])
+        mq_cli_note(r->cli, "loaded in %.2f s%s", r->load_s, load);
     mq_cli_warn_lines(r->cli, &mq_engine_model(r->engine)->warnings);
     MQ_TRY(mq_cli_check_stop(err));
     if (o->bench) { /* its table alone, no text */
@@ -434,6 +461,8 @@ int main(int argc, char **argv)
          "positions to hold (default: the model's limit, at most 8192)", 1, 1 << 24, 0, 0, NULL},
         {"memory", MQ_OPT_SIZE, &o.memory, "BYTES", NULL, "refuse to start when more is needed (default: what is free)", 1,
          0, 0, 0, NULL},
+        {"verify", MQ_OPT_STRING, &o.verify, "HOW", "full|sample|none",
+         "which digests of a packed model to compare while loading (default full)", 0, 0, 0, 0, NULL},
         {"dry-run", MQ_OPT_FLAG, &o.dry_run, "", NULL, "bytes needed, and whether they fit", 0, 0,
          0, 0, NULL},
         {"draft", MQ_OPT_STRING, &o.draft, "NAME", "dflash|mtp|none",

@@ -119,11 +119,20 @@ static mq_status check_synthetic(mq_run_options *o, int n_args, const char *usag
     return o->synthetic_experts ? read_experts(&o->synthetic, o->synthetic_experts, err) : MQ_OK;
 }
 
+/* The parser knows the three names. */
+static mq_load_verify verify_of(const char *how)
+{
+    return !how || strcmp(how, "full") == 0 ? MQ_VERIFY_FULL
+           : strcmp(how, "sample") == 0     ? MQ_VERIFY_PART
+                                            : MQ_VERIFY_NONE;
+}
+
 mq_status mq_run_options_check(mq_run_options *o, int n_args, const char *usage, mq_err *err)
 {
     int ways = (o->prompt != NULL) + (o->prompt_file != NULL) + (o->tokens_file != NULL);
     MQ_TRY(check_synthetic(o, n_args, usage, err));
     MQ_TRY(check_draft(o, err));
+    o->how_far = verify_of(o->verify);
     if (ways > 1)
         return mq_fail(err, MQ_E_ARG, "give one of --prompt, --prompt-file and --tokens");
     if (ways == 0 && !o->bench && !o->dry_run)
