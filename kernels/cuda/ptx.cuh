@@ -12,6 +12,8 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "src/float.h"
+
 #ifdef MQ_CUDA_EMULATED
 #include <emulated_ptx.h>
 #else
@@ -84,6 +86,40 @@ static __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, ui
     uint32_t d;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
     return d;
+}
+
+/* Two F32 rounded to BF16, nearest even: a in the low half. */
+static __device__ __forceinline__ uint32_t bf16x2_of_floats(float a, float b)
+{
+    uint32_t d;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(b), "f"(a));
+    return d;
+}
+
+/* Two F16 as F32, exact. */
+static __device__ __forceinline__ float2 floats_of_f16x2(uint32_t pair)
+{
+    float2 v;
+    asm("{ .reg .b16 low, high;\n"
+        "mov.b32 {low, high}, %2;\n"
+        "cvt.f32.f16 %0, low;\n"
+        "cvt.f32.f16 %1, high; }"
+        : "=f"(v.x), "=f"(v.y)
+        : "r"(pair));
+    return v;
+}
+
+/* Two E4M3 codes, the first in the low byte, as F32: exact, NaN stays NaN. */
+static __device__ __forceinline__ float2 floats_of_e4m3x2(uint16_t codes)
+{
+#if __CUDA_ARCH__ >= 890
+    uint32_t halves;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(codes));
+    return floats_of_f16x2(halves);
+#else
+    float2 v = {mq_e4m3_to_f32((uint8_t)codes), mq_e4m3_to_f32((uint8_t)(codes >> 8))};
+    return v;
+#endif
 }
 
 /* 16 and 4 bytes of weights: read once, so not kept in L1.  Addresses aligned to the size. */

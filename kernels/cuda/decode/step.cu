@@ -8,6 +8,11 @@ namespace decode {
 static constexpr mq_decode_parts parts_table()
 {
     mq_decode_parts t = {};
+    t.check_linear = check_linear;
+    t.linear = linear;
+    t.embed = embed;
+    t.norm = norm;
+    t.swiglu = swiglu;
     t.check_router = check_router;
     t.router_bytes = router_bytes;
     t.router = router;

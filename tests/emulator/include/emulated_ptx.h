@@ -136,6 +136,19 @@ inline void load_weights4_if(uint32_t &v, const void *p, bool wanted)
 inline uint4 load_l2_16(const void *p) { return emu_load<uint4>(p); }
 inline uint32_t load_l2_4(const void *p) { return emu_load<uint32_t>(p); }
 
+inline uint32_t bf16x2_of_floats(float a, float b)
+{
+    return (uint32_t)mq_f32_to_bf16(a) | (uint32_t)mq_f32_to_bf16(b) << 16;
+}
+inline float2 floats_of_f16x2(uint32_t pair)
+{
+    return {mq_f16_to_f32((uint16_t)pair), mq_f16_to_f32((uint16_t)(pair >> 16))};
+}
+inline float2 floats_of_e4m3x2(uint16_t codes)
+{
+    return {mq_e4m3_to_f32((uint8_t)codes), mq_e4m3_to_f32((uint8_t)(codes >> 8))};
+}
+
 inline uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) { return (a & mask) | bits; }
 
 /* Rounded to F32 before BF16: where the result needs no more than BF16's 8 bits, as in all our uses, that is exact. */

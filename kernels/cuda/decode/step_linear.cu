@@ -1,0 +1,372 @@
+/* The products of a decode step with weights as stored: y = x w^T for eight rows of x and up to four matrices.
+ *
+ * A block has 16 rows of one matrix, the A operand; the rows of x are the columns of B, so what one of them gets does not
+ * depend on the others.  Columns are cut into chunks of 128, which for FP8 are the columns of one scale block, counted
+ * from where column 0 stands in its block; chunk k belongs to warp k mod 8.  A warp adds its chunks in ascending order
+ * (but an incomplete first chunk after all others), the warps' sums are added in the order of the warps.
+ *
+ * A step is one 16-byte load a lane and row: lane l, g = l / 4, t = l % 4 has rows g and g + 8, and of the step's columns
+ * the t-th quarter, E elements in a row.  Product j of the step takes elements 4 j .. 4 j + 3 of every lane for its 16
+ * columns, in x as in w: which columns a product calls 0 to 15 does not matter.
+ *
+ *   FP8 E = 16, 64 columns a step     BF16, F16 E = 8, 32 columns     F32 E = 4, 16 columns
+ *
+ * BF16 goes in as it is, FP8 codes are BF16 values; a chunk's sum is multiplied with the block's scale in F32.  F16 and
+ * F32 are split in a high and a low BF16 part: exact for F16, to 2^-17 for F32.
+ *
+ * DEPTH steps of weights and activations are under way in registers; the first weights are asked for before the previous
+ * kernel has finished.  Incomplete chunks, and matrices that are not aligned to 16 bytes, come element by element. */
+#include "kernels/cuda/decode/decode.cuh"
+
+namespace mq_cuda {
+namespace decode {
+
+enum { WARPS = 8, THREADS = WARPS * WARP, TILE_ROWS = 16, CHUNK = 128, DEPTH = 4, SUM_STRIDE = 20 };
+
+/* One matrix of a launch. */
+struct linear_part {
+    const uint8_t *data;
+    const float *scale; /* [.., n_chunks], FP8 */
+    float *y;
+    int64_t stride;
+    uint32_t rows, seg_rows, seg_scale_rows, row_phase;
+    int col_phase;                          /* of the first column in chunk 0 */
+    int n_chunks, wide_begin, wide_end;     /* wide_begin .. wide_end - 1: complete, and loads of 16 bytes are aligned */
+    unsigned first_block;
+};
+struct linear_job {
+    linear_part part[MQ_DECODE_MAX_PARTS];
+    const uint16_t *x; /* [ROWS, cols] */
+    int n_parts, cols;
+};
+
+template <int SCHEME> struct layout {
+    enum {
+        BYTES = SCHEME == MQ_SCHEME_FP8_BLOCK ? 1 : SCHEME == MQ_SCHEME_F32 ? 4 : 2,
+        E = 16 / BYTES,
+        STEP = 4 * E, /* columns */
+        STEPS = CHUNK / STEP,
+        X_WORDS = E / 2
+    };
+};
+
+/* What a lane holds of one step. */
+template <int SCHEME> struct step_data {
+    uint32_t w[2][4]; /* rows g, g + 8 */
+    uint32_t x[layout<SCHEME>::X_WORDS];
+};
+
+static __device__ __forceinline__ void load_row(uint32_t w[4], const uint8_t *p)
+{
+    uint4 v = load_weights16(p);
+    w[0] = v.x;
+    w[1] = v.y;
+    w[2] = v.z;
+    w[3] = v.w;
+}
+
+template <int SCHEME> static __device__ __forceinline__ void load_x(uint32_t *x, const uint16_t *from)
+{
+    if constexpr (SCHEME == MQ_SCHEME_F32) {
+        uint2 v = *(const uint2 *)from;
+        x[0] = v.x;
+        x[1] = v.y;
+    } else {
+#pragma unroll
+        for (int i = 0; i < layout<SCHEME>::X_WORDS; i += 4) {
+            uint4 v = *(const uint4 *)(from + 2 * i);
+            x[i] = v.x;
+            x[i + 1] = v.y;
+            x[i + 2] = v.z;
+            x[i + 3] = v.w;
+        }
+    }
+}
+
+/* Two elements at word i (16 bits a code: half a word) of a row as BF16 pairs: high parts, and what they leave. */
+template <int SCHEME> static __device__ __forceinline__ uint32_t two_weights(uint32_t &low, const uint32_t w[4], int i)
+{
+    float2 v;
+    if (SCHEME == MQ_SCHEME_BF16)
+        return w[i];
+    if (SCHEME == MQ_SCHEME_FP8_BLOCK) {
+        v = floats_of_e4m3x2((uint16_t)(w[i / 2] >> 16 * (i % 2)));
+        return bf16x2_of_floats(v.x, v.y);
+    }
+    if (SCHEME == MQ_SCHEME_F16)
+        v = floats_of_f16x2(w[i]);
+    else
+        v = {__uint_as_float(w[2 * i]), __uint_as_float(w[2 * i + 1])};
+    uint32_t high = bf16x2_of_floats(v.x, v.y);
+    low = bf16x2_of_floats(v.x - __uint_as_float(high << 16), v.y - __uint_as_float(high & 0xffff0000u));
+    return high;
+}
+
+/* Two chains of sums: even and odd products, or high and low parts. */
+struct sums {
+    float c[2][4];
+};
+
+template <int SCHEME> static __device__ __forceinline__ void multiply(sums &s, const step_data<SCHEME> &d)
+{
+    const bool split = SCHEME == MQ_SCHEME_F16 || SCHEME == MQ_SCHEME_F32;
+#pragma unroll
+    for (int j = 0; j < layout<SCHEME>::E / 4; j++) {
+        uint32_t high[4], low[4];
+        high[0] = two_weights<SCHEME>(low[0], d.w[0], 2 * j);
+        high[1] = two_weights<SCHEME>(low[1], d.w[1], 2 * j);
+        high[2] = two_weights<SCHEME>(low[2], d.w[0], 2 * j + 1);
+        high[3] = two_weights<SCHEME>(low[3], d.w[1], 2 * j + 1);
+        mma_bf16(s.c[split ? 0 : j % 2], high, d.x + 2 * j);
+        if (split)
+            mma_bf16(s.c[1], low, d.x + 2 * j);
+    }
+}
+
+/* The lane's place in its matrix. */
+struct place {
+    const uint8_t *row[2]; /* rows g and g + 8, the last row for those beyond it */
+    const float *scale[2];
+    const uint16_t *x;     /* row g */
+    int t, cols;
+};
+
+template <int SCHEME> static __device__ __forceinline__ place place_of(const linear_job &job, const linear_part &part)
+{
+    int lane = (int)(threadIdx.x % WARP);
+    place p = {};
+    p.t = lane % 4;
+    p.cols = job.cols;
+    p.x = job.x + (int64_t)(lane / 4) * job.cols;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        uint32_t r = (blockIdx.x - part.first_block) * TILE_ROWS + (uint32_t)(lane / 4 + 8 * h);
+        r = r < part.rows ? r : part.rows - 1;
+        p.row[h] = part.data + (int64_t)r * job.cols * layout<SCHEME>::BYTES;
+        if (SCHEME == MQ_SCHEME_FP8_BLOCK) {
+            uint32_t segment = r / part.seg_rows, within = part.row_phase + r % part.seg_rows;
+            p.scale[h] = part.scale + ((int64_t)segment * part.seg_scale_rows + within / MQ_FP8_BLOCK) * part.n_chunks;
+        }
+    }
+    return p;
+}
+
+/* total += scale * s, per row; s is then 0. */
+static __device__ __forceinline__ void apply_scale(float total[4], sums &s, const float scale[2])
+{
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        total[i] = fmaf(scale[i / 2], s.c[0][i] + s.c[1][i], total[i]);
+        s.c[0][i] = s.c[1][i] = 0.0f;
+    }
+}
+
+/* The warp's complete chunks.  Every load of x follows wait_for_previous(). */
+template <int SCHEME>
+static __device__ __forceinline__ void add_wide_chunks(float total[4], sums &s, const place &at, const linear_part &part)
+{
+    typedef layout<SCHEME> L;
+    const bool scaled = SCHEME == MQ_SCHEME_FP8_BLOCK;
+    const int per_block = DEPTH / L::STEPS ? DEPTH / L::STEPS : 1; /* chunks in DEPTH steps */
+    int warp = (int)(threadIdx.x / WARP), first = warp < part.wide_begin ? warp + WARPS : warp;
+    int n_chunks = first < part.wide_end ? (part.wide_end - first + WARPS - 1) / WARPS : 0, n = n_chunks * L::STEPS;
+    int col = first * CHUNK - part.col_phase + at.t * L::E;
+    const uint8_t *w0 = at.row[0] + (int64_t)col * L::BYTES, *w1 = at.row[1] + (int64_t)col * L::BYTES;
+    const uint16_t *x = at.x + col;
+    step_data<SCHEME> ring[DEPTH];
+    float scale[per_block][2];
+
+    /* Step i: chunk i / STEPS of the warp. */
+    auto load_weights = [&](step_data<SCHEME> &d, int i) {
+        int64_t off = (int64_t)(i / L::STEPS * WARPS * L::STEPS + i % L::STEPS) * (L::STEP * L::BYTES);
+        load_row(d.w[0], w0 + off);
+        load_row(d.w[1], w1 + off);
+    };
+    auto load_scales = [&](float to[2], int i) {
+        int k = first + i / L::STEPS * WARPS;
+        to[0] = __uint_as_float(load_weights4(at.scale[0] + k));
+        to[1] = __uint_as_float(load_weights4(at.scale[1] + k));
+    };
+    auto load_activations = [&](step_data<SCHEME> &d, int i) {
+        load_x<SCHEME>(d.x, x + (i / L::STEPS * WARPS * L::STEPS + i % L::STEPS) * L::STEP);
+    };
+
+#pragma unroll
+    for (int d = 0; d < DEPTH; d++)
+        if (d < n) {
+            load_weights(ring[d], d);
+            if (scaled && d % L::STEPS == 0)
+                load_scales(scale[d / L::STEPS], d);
+        }
+    wait_for_previous();
+    let_next_start();
+#pragma unroll
+    for (int d = 0; d < DEPTH; d++)
+        if (d < n)
+            load_activations(ring[d], d);
+    for (int i = 0; i < n; i += DEPTH) {
+#pragma unroll
+        for (int d = 0; d < DEPTH; d++) {
+            if (i + d >= n) /* between chunks only */
+                break;
+            multiply<SCHEME>(s, ring[d]);
+            bool more = i + d + DEPTH < n;
+            if (more) {
+                load_weights(ring[d], i + d + DEPTH);
+                load_activations(ring[d], i + d + DEPTH);
+            }
+            if (scaled && d % L::STEPS == L::STEPS - 1) {
+                apply_scale(total, s, scale[d / L::STEPS]);
+                if (more)
+                    load_scales(scale[d / L::STEPS], i + d + DEPTH);
+            }
+        }
+    }
+}
+
+/* One step of any chunk, element by element; what lies outside the matrix is 0 in w and x. */
+template <int SCHEME>
+static __device__ __forceinline__ void load_elements(step_data<SCHEME> &d, const place &at, int col)
+{
+    typedef layout<SCHEME> L;
+    step_data<SCHEME> zero = {};
+    d = zero;
+#pragma unroll
+    for (int e = 0; e < L::E; e++) {
+        int c = col + e;
+        if (c < 0 || c >= at.cols)
+            continue;
+        d.x[e / 2] |= (uint32_t)at.x[c] << 16 * (e % 2);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            if (SCHEME == MQ_SCHEME_F32)
+                d.w[h][e % 4] = ((const uint32_t *)at.row[h])[c];
+            else if (SCHEME == MQ_SCHEME_FP8_BLOCK)
+                d.w[h][e / 4] |= (uint32_t)at.row[h][c] << 8 * (e % 4);
+            else
+                d.w[h][e / 2 % 4] |= (uint32_t)((const uint16_t *)at.row[h])[c] << 16 * (e % 2);
+        }
+    }
+}
+
+/* The warp's other chunks; an incomplete chunk 0 stands behind the last. */
+template <int SCHEME>
+static __device__ __forceinline__ void add_other_chunks(float total[4], sums &s, const place &at, const linear_part &part)
+{
+    typedef layout<SCHEME> L;
+    int warp = (int)(threadIdx.x / WARP);
+    for (int e = part.wide_end; e < part.n_chunks + part.wide_begin; e++) {
+        int k = e < part.n_chunks ? e : 0;
+        if (k % WARPS != warp)
+            continue;
+#pragma unroll 1
+        for (int i = 0; i < L::STEPS; i++) {
+            step_data<SCHEME> d;
+            load_elements<SCHEME>(d, at, k * CHUNK - part.col_phase + i * L::STEP + at.t * L::E);
+            multiply<SCHEME>(s, d);
+        }
+        if (SCHEME == MQ_SCHEME_FP8_BLOCK) {
+            float scale[2] = {at.scale[0][k], at.scale[1][k]};
+            apply_scale(total, s, scale);
+        }
+    }
+}
+
+template <int SCHEME> static __global__ void __launch_bounds__(THREADS, 2) step_linear_kernel(linear_job job)
+{
+    MQ_SHARED(part_sums, float[WARPS][ROWS * SUM_STRIDE]); /* [row of x][row of w]; the stride keeps the banks apart */
+    int lane = (int)(threadIdx.x % WARP), warp = (int)(threadIdx.x / WARP), which = 0;
+    while (which + 1 < job.n_parts && blockIdx.x >= job.part[which + 1].first_block)
+        which++;
+    const linear_part &part = job.part[which];
+    place at = place_of<SCHEME>(job, part);
+
+    float total[4] = {};
+    sums s = {};
+    add_wide_chunks<SCHEME>(total, s, at, part);
+    add_other_chunks<SCHEME>(total, s, at, part);
+    if (SCHEME != MQ_SCHEME_FP8_BLOCK) {
+        const float one[2] = {1.0f, 1.0f};
+        apply_scale(total, s, one);
+    }
+
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        part_sums[warp][(2 * at.t + i % 2) * SUM_STRIDE + lane / 4 + 8 * (i / 2)] = total[i];
+    __syncthreads();
+    if (threadIdx.x >= ROWS * TILE_ROWS)
+        return;
+    int row = (int)threadIdx.x / TILE_ROWS, within = (int)threadIdx.x % TILE_ROWS;
+    uint32_t r = (blockIdx.x - part.first_block) * TILE_ROWS + (uint32_t)within;
+    float sum = part_sums[0][row * SUM_STRIDE + within];
+#pragma unroll
+    for (int v = 1; v < WARPS; v++)
+        sum += part_sums[v][row * SUM_STRIDE + within];
+    if (r < part.rows)
+        part.y[row * part.stride + r] = sum;
+}
+
+mq_status check_linear(const mq_matrix *w, mq_err *err)
+{
+    if (w->scheme != MQ_SCHEME_BF16 && w->scheme != MQ_SCHEME_F16 && w->scheme != MQ_SCHEME_F32 &&
+        w->scheme != MQ_SCHEME_FP8_BLOCK)
+        return mq_fail(err, MQ_E_UNSUPPORTED, "weights are %s, the decode step computes bf16, f16, f32 and fp8_block",
+                       mq_scheme_name(w->scheme));
+    if (w->cols % 16 != 0)
+        return mq_fail(err, MQ_E_UNSUPPORTED, "%lld columns, the decode step computes multiples of 16", (long long)w->cols);
+    if (w->rows > INT32_MAX || w->cols > INT32_MAX - CHUNK)
+        return mq_fail(err, MQ_E_UNSUPPORTED, "shape [%lld, %lld], the decode step computes dimensions below 2^31",
+                       (long long)w->rows, (long long)w->cols);
+    return MQ_OK;
+}
+
+static linear_part part_of(const mq_decode_linear *l, const uint16_t *x, unsigned first_block)
+{
+    const mq_matrix *w = &l->w;
+    linear_part p = {};
+    p.data = (const uint8_t *)w->data;
+    p.scale = (const float *)w->scale;
+    p.y = l->y;
+    p.stride = l->stride;
+    p.rows = (uint32_t)w->rows;
+    if (w->scheme == MQ_SCHEME_FP8_BLOCK) {
+        p.seg_rows = (uint32_t)w->seg_rows;
+        p.seg_scale_rows = (uint32_t)mq_fp8_seg_scale_rows(w);
+        p.row_phase = (uint32_t)w->row_phase;
+        p.col_phase = w->col_phase;
+    }
+    int end = p.col_phase + (int)w->cols;
+    bool aligned = ((uintptr_t)w->data | (uintptr_t)x) % 16 == 0 && p.col_phase % 16 == 0;
+    p.n_chunks = (end + CHUNK - 1) / CHUNK;
+    p.wide_begin = p.col_phase > 0;
+    p.wide_end = aligned && end / CHUNK > p.wide_begin ? end / CHUNK : p.wide_begin;
+    p.first_block = first_block;
+    return p;
+}
+
+/* Every part of the scheme, in one launch. */
+template <int SCHEME>
+static mq_status launch_scheme(mq_dev *dev, const mq_decode_linear *parts, int n_parts, const uint16_t *x, mq_err *err)
+{
+    linear_job job = {};
+    unsigned n_tiles = 0;
+    job.x = x;
+    for (int i = 0; i < n_parts; i++)
+        if (parts[i].w.scheme == SCHEME && parts[i].w.rows > 0) {
+            job.part[job.n_parts++] = part_of(&parts[i], x, n_tiles);
+            n_tiles += (unsigned)((parts[i].w.rows + TILE_ROWS - 1) / TILE_ROWS);
+            job.cols = (int)parts[i].w.cols;
+        }
+    return launch_dependent(dev, err, "step linear", step_linear_kernel<SCHEME>, n_tiles, THREADS, 0, job);
+}
+
+mq_status linear(mq_dev *dev, const mq_decode_linear *parts, int n_parts, const uint16_t *x, mq_err *err)
+{
+    MQ_TRY(launch_scheme<MQ_SCHEME_FP8_BLOCK>(dev, parts, n_parts, x, err));
+    MQ_TRY(launch_scheme<MQ_SCHEME_BF16>(dev, parts, n_parts, x, err));
+    MQ_TRY(launch_scheme<MQ_SCHEME_F16>(dev, parts, n_parts, x, err));
+    return launch_scheme<MQ_SCHEME_F32>(dev, parts, n_parts, x, err);
+}
+
+} // namespace decode
+} // namespace mq_cuda
