@@ -15,7 +15,7 @@
  * Who waits for whom: gate_up lets the next kernel start after its own wait.  When down starts, all before gate_up has
  * therefore finished, the plan among it: down reads the plan (from L2: an L1 may be older) and fetches its first weights
  * while gate_up still runs, and waits before it touches h. */
-#include "kernels/cuda/decode/units.cuh"
+#include "kernels/cuda/decode/supply.cuh"
 
 #include "kernels/cuda/decode/decode.cuh"
 
@@ -119,12 +119,20 @@ template <int GROUP, int WARPS, int HELD, int SHARE> struct gate_up_stream {
         return p;
     }
 
-    /* Block u of a part; the first block of its weights.  With ALL that is always so, but the compiler does not know: in
-     * straight code it would move every load behind every product. */
-    __device__ __forceinline__ bool has(int part, int u) const { return (SHARE == PARTS ? part * HELD : 0) + u < share; }
-    __device__ __forceinline__ const uint8_t *weights(const staged_plan &plan, gate_up_place p) const
+    /* Blocks of a part.  With ALL it is always HELD, but the compiler does not know: in code without branches it would move
+     * every load behind every product. */
+    __device__ __forceinline__ int count(int part) const
     {
-        return plan.weights[p.expert] + p.tile * tile_bytes + (int64_t)(first + p.part * HELD) * F::BYTES;
+        int left = SHARE == PARTS ? share - part * HELD : share;
+        return left < 0 ? 0 : left < HELD ? left : HELD;
+    }
+
+    /* n: active experts. */
+    __device__ __forceinline__ next_place weights(const staged_plan &plan, int n, gate_up_place p) const
+    {
+        bool is_there = p.expert < n;
+        const uint8_t *expert = plan.weights[is_there ? p.expert : 0];
+        return {expert + p.tile * tile_bytes + (int64_t)(first + p.part * HELD) * F::BYTES, count(p.part), is_there};
     }
 };
 
@@ -136,7 +144,7 @@ static __device__ __forceinline__ void load_part(input_block<GROUP> (&x)[HELD], 
     const uint16_t *row = job.x + lane / 4 * job.hidden + (int64_t)(s.first + part * HELD) * F::COLS;
 #pragma unroll
     for (int u = 0; u < HELD; u++)
-        if (s.has(part, u))
+        if (u < s.count(part))
             load_inputs<GROUP>(x[u], row + u * F::COLS, lane);
 }
 
@@ -166,17 +174,17 @@ static __device__ __forceinline__ void finish_tile(const float (*sums)[WARP * 4]
         job.h[slot * job.width + p.tile * 8 + (int)(lane / 4)] = mq_f32_to_bf16(gate / (1.0f + expf(-gate)) * up);
 }
 
-template <int GROUP, int WARPS, int HELD, int SHARE>
+template <int GROUP, int WARPS, int HELD, int SHARE, class SUPPLY>
 static __global__ void __launch_bounds__(WARPS *WARP, 1) gate_up_kernel(gate_up_job job)
 {
-    using F = unit_format<GROUP>;
-    enum { TOGETHER = SHARE == ALL && F::UNITS == 1 ? 2 : 1 }; /* blocks whose products may overlap */
+    enum { TOGETHER = SHARE == ALL && unit_format<GROUP>::UNITS == 1 ? 2 : 1 }; /* blocks whose products may overlap */
     MQ_SHARED(plan, staged_plan);
     MQ_SHARED(sums, float[2][WARPS][WARP * 4]);
+    MQ_SHARED_DYNAMIC(memory, uint8_t);
     unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     gate_up_stream<GROUP, WARPS, HELD, SHARE> stream(job, warp);
+    SUPPLY supply(memory, warp, lane);
     input_block<GROUP> x[HELD] = {};
-    weight_block<GROUP> ring[HELD] = {};
 
     wait_for_previous();
     let_next_start();
@@ -184,32 +192,30 @@ static __global__ void __launch_bounds__(WARPS *WARP, 1) gate_up_kernel(gate_up_
         load_part(x, stream, job, 0, lane);
     int n = stage_plan(plan, job.plan, job.weights);
     __syncthreads();
-    gate_up_place at = stream.begin();
+    gate_up_place at = stream.begin(), ahead = at;
     if (at.expert >= n)
         return;
-    const uint8_t *from = stream.weights(plan, at);
 #pragma unroll
-    for (int u = 0; u < HELD; u++)
-        load_block<GROUP>(ring[u], from + u * F::BYTES, lane, stream.has(0, u));
+    for (int i = 0; i < SUPPLY::DEPTH; i++, ahead = stream.after(ahead))
+        supply.fill(i, stream.weights(plan, n, ahead));
 
     float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    for (unsigned turn = 0; at.expert < n;) {
-        gate_up_place next = stream.after(at);
-        bool more = next.expert < n;
-        from = stream.weights(plan, more ? next : at);
+    for (unsigned turn = 0; at.expert < n; at = stream.after(at), ahead = stream.after(ahead)) {
+        next_place next = stream.weights(plan, n, ahead);
+        int count = stream.count(at.part);
         if (SHARE == PARTS)
             load_part(x, stream, job, at.part, lane);
+        supply.await(0);
 #pragma unroll
         for (int first = 0; first < HELD; first += TOGETHER) {
-            if (stream.has(at.part, first))
+            if (first < count)
 #pragma unroll
                 for (int u = first; u < first + TOGETHER; u++)
-                    multiply_block<GROUP>(acc, ring[u], x[u]);
-#pragma unroll
-            for (int u = first; u < first + TOGETHER; u++)
-                load_block<GROUP>(ring[u], from + u * F::BYTES, lane, more && stream.has(next.part, first));
+                    multiply_block<GROUP>(acc, supply.block(0, u), x[u]);
+            supply.used(0, first, TOGETHER, next);
         }
-        if (SHARE != PARTS || next.part == 0) {
+        supply.all_used(next);
+        if (at.part + 1 == stream.n_parts) {
             /* two arrays in turn: whoever is a tile ahead has passed the barrier that ends the reading of this one */
             float(*to)[WARP * 4] = sums[turn & 1];
             *(float4 *)(to[warp] + 4 * lane) = {acc[0], acc[1], acc[2], acc[3]};
@@ -218,30 +224,30 @@ static __global__ void __launch_bounds__(WARPS *WARP, 1) gate_up_kernel(gate_up_
             acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
             turn++;
         }
-        at = next;
     }
 }
 
 /* WARPS * HELD units are as much of a row as is kept in registers without spilling them. */
-template <int GROUP, int WARPS, int HELD, int SHARE>
+template <int GROUP, bool BULK, int WARPS, int UNITS, int SHARE>
 static mq_status launch_gate_up(mq_dev *dev, const gate_up_job &job, mq_err *err)
 {
-    return launch_dependent(dev, err, "experts, gate and up", gate_up_kernel<GROUP, WARPS, HELD, SHARE>,
-                            dim3((unsigned)dev->n_processors), WARPS * WARP, 0, job);
+    enum { HELD = UNITS / unit_format<GROUP>::UNITS, DEPTH = WARPS * UNITS > 64 ? 3 : 4 };
+    using SUPPLY = std::conditional_t<BULK, shared_supply<GROUP, WARPS, HELD, DEPTH>, register_supply<GROUP, WARPS, HELD, 1>>;
+    return launch_dependent(dev, err, "experts, gate and up", gate_up_kernel<GROUP, WARPS, HELD, SHARE, SUPPLY>,
+                            dim3((unsigned)dev->n_processors), WARPS * WARP, SUPPLY::SHARED_BYTES, job);
 }
 
-template <int GROUP> static mq_status gate_up(mq_dev *dev, const mq_decode_experts *e, mq_err *err)
+template <int GROUP, bool BULK> static mq_status gate_up(mq_dev *dev, const mq_decode_experts *e, mq_err *err)
 {
-    enum { UNITS = unit_format<GROUP>::UNITS };
     gate_up_job job = {e->experts.gate_up, e->plan, e->x, e->h, e->experts.hidden, e->experts.width};
     int64_t n_units = job.hidden / MQ_UNIT_COLS;
     if (n_units == 12 * 8)
-        return launch_gate_up<GROUP, 12, 8 / UNITS, ALL>(dev, job, err);
+        return launch_gate_up<GROUP, BULK, 12, 8, ALL>(dev, job, err);
     if (n_units == 16 * 4)
-        return launch_gate_up<GROUP, 16, 4 / UNITS, ALL>(dev, job, err);
+        return launch_gate_up<GROUP, BULK, 16, 4, ALL>(dev, job, err);
     if (n_units < 16 * 4)
-        return launch_gate_up<GROUP, 16, 4 / UNITS, SOME>(dev, job, err);
-    return launch_gate_up<GROUP, 16, 4 / UNITS, PARTS>(dev, job, err);
+        return launch_gate_up<GROUP, BULK, 16, 4, SOME>(dev, job, err);
+    return launch_gate_up<GROUP, BULK, 16, 4, PARTS>(dev, job, err);
 }
 
 /* ---- down ---- */
@@ -292,19 +298,18 @@ template <int GROUP> struct down_stream {
         return p;
     }
 
-    /* As above: where parts are whole this is so, unknown to the compiler. */
-    __device__ __forceinline__ bool has(int part, int u) const { return part * HELD + u < n_blocks; }
-    __device__ __forceinline__ const uint8_t *weights(const staged_plan &plan, down_place p) const
+    /* Blocks of a part; where all are whole, the compiler does not know, as above. */
+    __device__ __forceinline__ int count(int part) const
     {
-        return plan.weights[p.expert] + strip_bytes + p.tile * tile_bytes + (int64_t)(p.part * HELD) * F::BYTES;
+        int left = n_blocks - part * HELD;
+        return left < HELD ? left : HELD;
     }
 
-    __device__ __forceinline__ void load(weight_block<GROUP> (&ring)[HELD], const staged_plan &plan, down_place p, unsigned lane) const
+    __device__ __forceinline__ next_place weights(const staged_plan &plan, int n, down_place p) const
     {
-        const uint8_t *from = weights(plan, p);
-#pragma unroll
-        for (int u = 0; u < HELD; u++)
-            load_block<GROUP>(ring[u], from + u * F::BYTES, lane, has(p.part, u));
+        bool is_there = p.expert < n;
+        const uint8_t *expert = plan.weights[is_there ? p.expert : 0];
+        return {expert + strip_bytes + p.tile * tile_bytes + (int64_t)(p.part * HELD) * F::BYTES, count(p.part), is_there};
     }
 };
 
@@ -335,27 +340,40 @@ static __device__ __forceinline__ void finish_strip(const float *results, const 
     }
 }
 
+/* What a warp found for one expert and tile, to the slots of the rows that chose the expert. */
+static __device__ __forceinline__ void store_results(float *results, const staged_plan &plan, down_place at, int rows, const float acc[4],
+                                                     unsigned lane)
+{
+    const int16_t *slots = plan.slot[at.expert] + lane % 4 * 2;
+#pragma unroll
+    for (int column = 0; column < 2; column++) {
+        float *to = results + slots[column] * rows + at.tile * MQ_UNIT_ROWS + (int)(lane / 4);
+        if (slots[column] >= 0) {
+            to[0] = acc[column];
+            to[8] = acc[2 + column];
+        }
+    }
+}
+
 /* WHOLE: every part has HELD blocks. */
-template <int GROUP, bool WHOLE> static __global__ void __launch_bounds__(DOWN_WARPS *WARP, 1) down_kernel(down_job job)
+template <int GROUP, bool WHOLE, class SUPPLY> static __global__ void __launch_bounds__(DOWN_WARPS *WARP, 1) down_kernel(down_job job)
 {
     using F = unit_format<GROUP>;
-    enum { HELD = down_stream<GROUP>::HELD, AHEAD = 2, TOGETHER = WHOLE && F::UNITS == 1 ? 2 : 1 };
+    enum { HELD = down_stream<GROUP>::HELD, TOGETHER = WHOLE && F::UNITS == 1 ? 2 : 1 };
     MQ_SHARED_DYNAMIC(memory, uint8_t);
-    staged_plan &plan = *(staged_plan *)memory;
-    float *results = (float *)(memory + sizeof(staged_plan)); /* [slots, 16 strip] */
+    staged_plan &plan = *(staged_plan *)(memory + SUPPLY::SHARED_BYTES);
+    float *results = (float *)(memory + SUPPLY::SHARED_BYTES + sizeof(staged_plan)); /* [slots, 16 strip] */
     unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     down_stream<GROUP> stream(job);
+    SUPPLY supply(memory, warp, lane);
     int n = stage_plan(plan, job.plan, job.weights), rows = stream.strip * MQ_UNIT_ROWS;
     __syncthreads();
 
-    weight_block<GROUP> ring[AHEAD][HELD] = {};
-    down_place at = stream.begin(warp), next = at;
+    down_place at = stream.begin(warp), ahead = at;
+    if (n > 0)
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) {
-        if (next.expert < n)
-            stream.load(ring[i], plan, next, lane);
-        next = stream.after(next);
-    }
+        for (int i = 0; i < SUPPLY::DEPTH; i++, ahead = stream.after(ahead))
+            supply.fill(i, stream.weights(plan, n, ahead));
     wait_for_previous();
     let_next_start();
 
@@ -363,67 +381,80 @@ template <int GROUP, bool WHOLE> static __global__ void __launch_bounds__(DOWN_W
     input_block<GROUP> x[HELD] = {};
     while (at.expert < n) {
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
+        for (int i = 0; i < SUPPLY::UNROLL; i++) {
             if (at.expert >= n)
                 break;
             /* Activations of this part, a column each for the rows that chose the expert; the other columns repeat one
              * of these. */
-            int slot = plan.slot[at.expert][lane / 4];
+            int slot = plan.slot[at.expert][lane / 4], count = stream.count(at.part);
             slot = slot < 0 ? plan.some_slot[at.expert] : slot;
             const uint16_t *h = job.h + slot * job.width + at.part * (HELD * F::COLS);
 #pragma unroll
             for (int u = 0; u < HELD; u++)
-                if (WHOLE || stream.has(at.part, u))
+                if (WHOLE || u < count)
                     load_inputs<GROUP>(x[u], h + u * F::COLS, lane);
-            bool more = next.expert < n;
-            const uint8_t *from = stream.weights(plan, more ? next : at);
+            next_place next = stream.weights(plan, n, ahead);
+            supply.await(i);
 #pragma unroll
             for (int first = 0; first < HELD; first += TOGETHER) {
-                if (stream.has(at.part, first))
+                if (first < count)
 #pragma unroll
                     for (int u = first; u < first + TOGETHER; u++)
-                        multiply_block<GROUP>(acc, ring[i][u], x[u]);
-#pragma unroll
-                for (int u = first; u < first + TOGETHER; u++)
-                    load_block<GROUP>(ring[i][u], from + u * F::BYTES, lane, more && stream.has(next.part, first));
+                        multiply_block<GROUP>(acc, supply.block(i, u), x[u]);
+                supply.used(i, first, TOGETHER, next);
             }
+            supply.all_used(next);
             if (at.part + 1 == stream.n_parts) {
-                const int16_t *slots = plan.slot[at.expert] + lane % 4 * 2;
-#pragma unroll
-                for (int column = 0; column < 2; column++) {
-                    float *to = results + slots[column] * rows + at.tile * MQ_UNIT_ROWS + (int)(lane / 4);
-                    if (slots[column] >= 0) {
-                        to[0] = acc[column];
-                        to[8] = acc[2 + column];
-                    }
-                }
+                store_results(results, plan, at, rows, acc, lane);
                 acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
             }
             at = stream.after(at);
-            next = stream.after(next);
+            ahead = stream.after(ahead);
         }
     }
     finish_strip(results, plan, n, stream.strip, job);
 }
 
-template <int GROUP> static mq_status down(mq_dev *dev, const mq_decode_experts *e, mq_err *err)
+template <int GROUP, bool BULK, bool WHOLE> static mq_status launch_down(mq_dev *dev, const down_job &job, mq_err *err)
+{
+    enum { HELD = down_stream<GROUP>::HELD };
+    using SUPPLY = std::conditional_t<BULK, shared_supply<GROUP, DOWN_WARPS, HELD, 4>, register_supply<GROUP, DOWN_WARPS, HELD, 2>>;
+    size_t shared = SUPPLY::SHARED_BYTES + sizeof(staged_plan) + (size_t)(ROWS * job.topk * job.strip * SLOT_BYTES);
+    return launch_dependent(dev, err, "experts, down", down_kernel<GROUP, WHOLE, SUPPLY>,
+                            dim3((unsigned)((job.n_tiles + job.strip - 1) / job.strip)), DOWN_WARPS * WARP, shared, job);
+}
+
+template <int GROUP, bool BULK> static mq_status down(mq_dev *dev, const mq_decode_experts *e, mq_err *err)
 {
     const mq_decode_expert_table *t = &e->experts;
-    int n_slots = ROWS * t->topk, n_tiles = (int)(t->hidden / MQ_UNIT_ROWS);
-    int strip = (n_tiles + dev->n_processors - 1) / dev->n_processors, most = STRIP_BYTES / (n_slots * SLOT_BYTES);
+    int n_tiles = (int)(t->hidden / MQ_UNIT_ROWS);
+    int strip = (n_tiles + dev->n_processors - 1) / dev->n_processors, most = STRIP_BYTES / (ROWS * t->topk * SLOT_BYTES);
     strip = strip < most ? strip : most;
     down_job job = {t->down, e->plan, e->h, e->y, t->hidden, t->width, n_tiles, strip, t->topk};
-    auto kernel = t->width % (4 * MQ_UNIT_COLS) ? down_kernel<GROUP, false> : down_kernel<GROUP, true>;
-    return launch_dependent(dev, err, "experts, down", kernel, dim3((unsigned)((n_tiles + strip - 1) / strip)),
-                            DOWN_WARPS * WARP, sizeof(staged_plan) + (size_t)(n_slots * strip * SLOT_BYTES), job);
+    return t->width % (4 * MQ_UNIT_COLS) ? launch_down<GROUP, BULK, false>(dev, job, err)
+                                         : launch_down<GROUP, BULK, true>(dev, job, err);
 }
 
 /* ---- the operation ---- */
 
-template <int GROUP> static mq_status run(mq_dev *dev, const mq_decode_experts *job, mq_err *err)
+template <int GROUP, bool BULK> static mq_status run(mq_dev *dev, const mq_decode_experts *job, mq_err *err)
 {
-    MQ_TRY(gate_up<GROUP>(dev, job, err));
-    return down<GROUP>(dev, job, err);
+    MQ_TRY((gate_up<GROUP, BULK>(dev, job, err)));
+    return down<GROUP, BULK>(dev, job, err);
+}
+
+template <bool BULK> static mq_status run_group(mq_dev *dev, const mq_decode_experts *job, mq_err *err)
+{
+    switch (job->experts.group) {
+    case 32:
+        return run<32, BULK>(dev, job, err);
+    case 64:
+        return run<64, BULK>(dev, job, err);
+    case 128:
+        return run<128, BULK>(dev, job, err);
+    default:
+        return run<MQ_GROUP_MXFP4, BULK>(dev, job, err);
+    }
 }
 
 mq_status check_experts(const mq_decode_expert_table *t, mq_err *err)
@@ -445,16 +476,12 @@ mq_status check_experts(const mq_decode_expert_table *t, mq_err *err)
 
 mq_status experts(mq_dev *dev, const mq_decode_experts *job, mq_err *err)
 {
-    switch (job->experts.group) {
-    case 32:
-        return run<32>(dev, job, err);
-    case 64:
-        return run<64>(dev, job, err);
-    case 128:
-        return run<128>(dev, job, err);
-    default:
-        return run<MQ_GROUP_MXFP4>(dev, job, err);
-    }
+    return run_group<false>(dev, job, err);
+}
+
+mq_status experts_bulk(mq_dev *dev, const mq_decode_experts *job, mq_err *err)
+{
+    return dev->can_start_early ? run_group<true>(dev, job, err) : run_group<false>(dev, job, err);
 }
 
 } // namespace decode
