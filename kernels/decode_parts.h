@@ -135,6 +135,9 @@ typedef struct mq_decode_parts {
     /* hidden and width multiples of 64 (128 for g128). */
     mq_status (*check_experts)(const mq_decode_expert_table *t, mq_err *err);
     mq_status (*experts)(struct mq_dev *dev, const mq_decode_experts *job, mq_err *err);
+    /* The same bits, but weights come through shared memory, by bulk copies, where the device has them: a choice for
+     * measurements. */
+    mq_status (*experts_bulk)(struct mq_dev *dev, const mq_decode_experts *job, mq_err *err);
 } mq_decode_parts;
 
 #ifdef __cplusplus

@@ -151,7 +151,9 @@ static mq_decode_plan put_plan(const geometry *g, const request *q)
     return p;
 }
 
-static answer ask(const layer *l, const request *q)
+typedef mq_status operation(mq_dev *dev, const mq_decode_experts *job, mq_err *e);
+
+static answer ask_by(operation *experts, const layer *l, const request *q)
 {
     const geometry *g = &l->g;
     int64_t n_h = R * g->topk * g->width, n_y = R * g->hidden;
@@ -167,7 +169,7 @@ static answer ask(const layer *l, const request *q)
     job.h = h;
     job.y = y;
     mq_assert_ok(parts()->check_experts(&job.experts, &err), &err);
-    mq_assert_ok(parts()->experts(gpu_dev, &job, &err), &err);
+    mq_assert_ok(experts(gpu_dev, &job, &err), &err);
     take(a.h, h, n_h * 2);
     take(a.y, y, n_y * 4);
     drop(job.x);
@@ -175,6 +177,16 @@ static answer ask(const layer *l, const request *q)
     drop(job.plan.expert);
     drop(job.plan.slot);
     drop(job.plan.coef);
+    return a;
+}
+
+/* By both operations, whose bits are equal. */
+static answer ask(const layer *l, const request *q)
+{
+    answer a = ask_by(parts()->experts, l, q), b = ask_by(parts()->experts_bulk, l, q);
+    ck_assert(same_bytes(a.h, b.h, R * l->g.topk * l->g.width * 2));
+    ck_assert(same_bytes(a.y, b.y, R * l->g.hidden * 4));
+    free_answer(&b);
     return a;
 }
 

@@ -35,6 +35,7 @@ mq_status router(mq_dev *dev, const mq_decode_router *job, mq_err *err);
 /* step_experts.cu */
 mq_status check_experts(const mq_decode_expert_table *t, mq_err *err);
 mq_status experts(mq_dev *dev, const mq_decode_experts *job, mq_err *err);
+mq_status experts_bulk(mq_dev *dev, const mq_decode_experts *job, mq_err *err);
 
 } // namespace decode
 

@@ -18,6 +18,7 @@ static constexpr mq_decode_parts parts_table()
     t.router = router;
     t.check_experts = check_experts;
     t.experts = experts;
+    t.experts_bulk = experts_bulk;
     return t;
 }
 static const mq_decode_parts parts = parts_table();

@@ -9,8 +9,9 @@
  * So a row's bits come from its own experts only: every column sum is cut as the matrix asks, and no sum crosses slots
  * before the last.  Rows that did not choose an expert ride along as columns whose result is not stored.
  *
- * Weights come through registers: what a warp has used up it asks for anew, for its next item, so that its share
- * of the block's 50 to 70 KB is always under way.
+ * Weights come through registers (experts, the default: 35 to 70 KB a block are under way) or through shared memory
+ * (experts_bulk: 100 to 150 KB, and nearly half of the registers free), see supply.cuh.  Neither has been measured on a GPU
+ * yet; the slower one goes when they have.
  *
  * Who waits for whom: gate_up lets the next kernel start after its own wait.  When down starts, all before gate_up has
  * therefore finished, the plan among it: down reads the plan (from L2: an L1 may be older) and fetches its first weights
