@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "kernels/decode.h"
+#include "kernels/exchange.h"
 #include "kernels/fill.h"
 #include "src/matrix.h"
 #include "src/status.h"
@@ -277,6 +278,7 @@ typedef struct mq_kernels {
     /* The highest clocks that driver or system state, in MHz; 0: not known. */
     void (*dev_clocks)(const mq_dev *dev, int *core_mhz, int *memory_mhz);
 
+    const mq_exchange_ops *exchange; /* between devices; NULL on the CPU */
     const mq_decode_ops *decode; /* NULL: runtime composes the step from the operations above */
 } mq_kernels;
 

@@ -45,7 +45,7 @@ owner_of() {
         microhttpd.h) echo 'tools/http.c' ;;
         check.h) echo 'tests/harness.h' ;;
         cusolver*) echo 'kernels/cuda/solve.cu' ;;
-        nccl.h) echo 'kernels/cuda/comm.cu' ;;
+        nccl.h) echo 'kernels/cuda/nccl.cu' ;;
         cublas*) echo '@(kernels/cuda/blas.cu|tests/emulator/*)' ;;
         cuda* | cub/* | thrust/* | cooperative_groups* | nv*.h | mma.h) echo '@(kernels/cuda|tests/emulator)/*' ;;
     esac

@@ -8,6 +8,7 @@
 #include "kernels/cuda/blas.cuh"
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/decode/decode.cuh"
+#include "kernels/cuda/exchange.cuh"
 
 namespace mq_cuda {
 
@@ -256,6 +257,7 @@ static constexpr mq_kernels table()
     t.fill = fill;
     t.sum_words = sum_words;
     t.dev_clocks = dev_clocks;
+    t.exchange = &exchange_ops;
     t.decode = &decode_ops;
     return t;
 }

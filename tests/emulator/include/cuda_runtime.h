@@ -42,6 +42,8 @@ struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
 
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
 extern __thread uint3 threadIdx, blockIdx;
 extern __thread dim3 blockDim, gridDim;
 
@@ -134,6 +136,7 @@ template <class T> T atomicCAS(T *p, T expected, T v)
     return old;
 }
 inline void __threadfence() {}
+inline void __threadfence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __threadfence_block() {}
 
 /* ---- intrinsics ---- */
