@@ -157,13 +157,14 @@ mq_status mq_cache_fill(mq_cache *c, uint64_t seed, mq_err *err)
 {
     for (int i = 0; i < c->n_layers * c->n_held; i++) {
         const mq_kv *kv = &c->kv[i];
+        int layer = i / c->n_held, rank = c->first_rank + i % c->n_held;
         int64_t k = kv->n_slots * kv->n_kv_heads * kv->head_dim;
         int64_t v = kv->n_slots * kv->n_kv_heads * kv->v_head_dim;
         mq_fill f = {.kind = MQ_FILL_F32, .scale = 1.0f, .rows = 1};
-        f.key = mq_fill_key(seed, i, 0, 0);
+        f.key = mq_fill_key(seed, layer, rank, 0);
         f.cols = f.whole_cols = k;
         MQ_TRY(c->kernels->fill(c->dev, kv->k, &f, err));
-        f.key = mq_fill_key(seed, i, 1, 0);
+        f.key = mq_fill_key(seed, layer, rank, 1);
         f.cols = f.whole_cols = v;
         MQ_TRY(c->kernels->fill(c->dev, kv->v, &f, err));
     }

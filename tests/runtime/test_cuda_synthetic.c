@@ -118,13 +118,21 @@ START_TEST(dtypes_are_the_releases_and_values_keep_their_variance)
 }
 END_TEST
 
+/* The composed step: F32, so that CPU and CUDA can be compared. */
+static mq_engine *open_engine(const char *path, const mq_synthetic *o, int n_ranks, const mq_kernels *k)
+{
+    mq_engine *e;
+    mq_engine_options eo = {.n_ranks = n_ranks, .n_threads = 2, .context = 64, .prefill_rows = 8, .synthetic = o,
+                            .composed_step = true};
+    mq_assert_ok(mq_engine_open(&e, path, k, &eo, &err), &err);
+    return e;
+}
+
 /* Logits [N_IDS, VOCAB] of a prefill and four steps; the caller frees them. */
 static float *logits_of(const char *path, const mq_synthetic *o, int n_ranks, const mq_kernels *k)
 {
     static const int32_t ids[N_IDS] = {3, 500, 77, 77, 1};
-    mq_engine *e;
-    mq_engine_options eo = {.n_ranks = n_ranks, .n_threads = 2, .context = 64, .prefill_rows = 8, .synthetic = o};
-    mq_assert_ok(mq_engine_open(&e, path, k, &eo, &err), &err);
+    mq_engine *e = open_engine(path, o, n_ranks, k);
     float *out = malloc(sizeof *out * N_IDS * VOCAB);
     ck_assert_ptr_nonnull(out);
     mq_assert_ok(mq_engine_prefill(e, ids, 1, &err), &err);
@@ -269,6 +277,41 @@ START_TEST(a_device_fills_its_own_memory)
 }
 END_TEST
 
+/* Logits [2, VOCAB] of a step behind 40 made-up positions; the caller frees them. */
+static float *skipped_logits(const char *path, const mq_kernels *k, uint64_t seed, int64_t *n_read)
+{
+    static const int32_t ids[2] = {9, 400};
+    mq_engine *e = open_engine(path, &ALL, 2, k);
+    float *out = malloc(sizeof *out * N_IDS * VOCAB);
+    ck_assert_ptr_nonnull(out);
+    memset(out, 0, sizeof *out * N_IDS * VOCAB);
+    mq_assert_fails(mq_engine_skip(e, 65, seed, &err), MQ_E_ARG, &err, "65 positions after 0, expected at most 64");
+    mq_assert_ok(mq_engine_skip(e, 40, seed, &err), &err);
+    ck_assert_int_eq(mq_engine_length(e), 40);
+    mq_assert_ok(mq_engine_step(e, ids, 2, &err), &err);
+    mq_assert_ok(mq_engine_logits(e, out, &err), &err);
+    mq_assert_ok(mq_engine_read_weights(e, n_read, &err), &err);
+    ck_assert(*n_read > 0 && *n_read <= mq_engine_weight_bytes(e));
+    mq_engine_close(e);
+    return out;
+}
+
+START_TEST(skipped_positions_are_a_function_of_the_seed)
+{
+    const char *path = write_config("");
+    int64_t n_cpu, n_gpu, n;
+    float *cpu = skipped_logits(path, ref_kernels(), 3, &n_cpu);
+    float *gpu = skipped_logits(path, &mq_cuda_emulated_kernels, 3, &n_gpu);
+    float *other = skipped_logits(path, ref_kernels(), 4, &n);
+    ck_assert(largest_difference(cpu, gpu) < 1e-4);
+    ck_assert(largest_difference(cpu, other) > 1e-3);
+    ck_assert_int_eq(n_cpu, n_gpu);
+    free(cpu);
+    free(gpu);
+    free(other);
+}
+END_TEST
+
 START_TEST(the_first_layers_are_the_models)
 {
     const char *path = write_config("");
@@ -325,6 +368,7 @@ int main(void)
     tcase_add_test(t, one_rank_alone_holds_its_slices);
     tcase_add_test(t, one_rank_alone_answers_for_all);
     tcase_add_test(t, a_device_fills_its_own_memory);
+    tcase_add_test(t, skipped_positions_are_a_function_of_the_seed);
     tcase_add_test(t, the_first_layers_are_the_models);
     tcase_add_test(t, what_cannot_be_is_refused);
     suite_add_tcase(s, t);
