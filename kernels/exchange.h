@@ -61,6 +61,11 @@ typedef struct mq_exchange_ops {
     /* Queue: sum [8, hidden] of all parts in rank order; rows from n on are zero.  Otherwise as gather. */
     mq_status (*sum)(mq_exchange *x, mq_exchange_way way, float *sum, const float *local, const int32_t *n_rows, mq_err *err);
 
+    /* us = the mean time of a sum in a captured graph of n, launched several times; each sum is there for the kernel behind it.
+     * All ends at once.  Done on return.  Statuses of sum; MQ_E_DEVICE: the graph failed. */
+    mq_status (*time)(mq_exchange *x, mq_exchange_way way, float *sum, const float *local, const int32_t *n_rows, int n,
+                      double *us, mq_err *err);
+
     /* After dev_sync: MQ_E_DEVICE when an exchange was given up, with its number, the rank, row and column it waited for and
      * that rank's device.  What was exchanged since is void; the ends can only be closed. */
     mq_status (*check)(const mq_exchange *x, mq_err *err);

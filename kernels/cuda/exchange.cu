@@ -541,6 +541,7 @@ static constexpr mq_exchange_ops ops_table()
     t.close = close;
     t.gather = gather;
     t.sum = sum;
+    t.time = exchange_time;
     t.check = check_end;
     t.stop = stop;
     return t;

@@ -65,6 +65,10 @@ mq_status exchange_parts(mq_exchange *x, float *parts, const float *local, const
 mq_status exchange_sum(mq_exchange *x, mq_exchange_way way, float *sum, const float *local, const int32_t *n_rows,
                        mq_err *err);
 
+/* exchange_time.cu */
+mq_status exchange_time(mq_exchange *x, mq_exchange_way way, float *sum, const float *local, const int32_t *n_rows, int n,
+                        double *us, mq_err *err);
+
 /* nccl.cu */
 mq_status nccl_connect(mq_exchange *const *ends, int n, const char *library, mq_err *err);
 mq_status nccl_gather(mq_exchange *x, float *parts, const float *local, mq_err *err);

@@ -30,8 +30,9 @@ typedef struct bench {
     mq_exchange_way way;
     bool gathers, varies; /* parts instead of sums; n and contents from round to round */
     int n;
-    int absent; /* this end never comes */
-    bool stops; /* it says so */
+    mq_status (*special)(end *e); /* NULL: rounds */
+    int absent;                   /* this end never comes */
+    bool stops;                   /* it says so */
 } bench;
 
 static const mq_exchange_ops *ops;
@@ -146,7 +147,7 @@ static void *run_end(void *arg)
         return NULL;
     }
     for (int i = 0; i < b->n_rounds && e->err.code == MQ_OK; i++)
-        e->err.code = one_round(e, b->first_round + i);
+        e->err.code = b->special ? b->special(e) : one_round(e, b->first_round + i);
     return NULL;
 }
 
@@ -231,6 +232,37 @@ START_TEST(thousands_of_exchanges_with_any_n)
         b.n_rounds = small ? 60 : 1200;
         b.gathers = c == 0;
         b.way = c == 2 ? MQ_EXCHANGE_TWO_SHOT : MQ_EXCHANGE_ONE_SHOT;
+        run_well(&b);
+        close_ends(&b);
+    }
+}
+END_TEST
+
+static mq_status take_time(end *e)
+{
+    bench *b = e->b;
+    double us;
+    int32_t n = b->n;
+    int64_t n_bytes = e->plan.n_local * ROWS * b->hidden * 4;
+    mq_status st = gpu->upload(e->dev, e->local, b->host + e->plan.first_rank * ROWS * b->hidden, n_bytes, &e->err);
+    if (st == MQ_OK)
+        st = gpu->upload(e->dev, e->n_rows, &n, 4, &e->err);
+    if (st == MQ_OK)
+        st = ops->time(e->x, b->way, e->sum, e->local, e->n_rows, 4, &us, &e->err);
+    if (st == MQ_OK)
+        st = ops->check(e->x, &e->err);
+    return st == MQ_OK && us <= 0.0 ? mq_fail(&e->err, MQ_E_BUG, "no time") : st;
+}
+
+START_TEST(exchanges_in_a_graph_give_the_same_sums)
+{
+    for (int way = MQ_EXCHANGE_ONE_SHOT; way <= MQ_EXCHANGE_TWO_SHOT; way++) {
+        bench b = open_ends(2, 4, HIDDEN, 60000);
+        b.n = 5;
+        b.way = (mq_exchange_way)way;
+        b.special = take_time;
+        run_well(&b); /* 4 exchanges a graph, replayed: the count is the device's */
+        b.special = NULL;
         run_well(&b);
         close_ends(&b);
     }
@@ -361,6 +393,36 @@ START_TEST(failing_allocations_leave_nothing_behind)
 }
 END_TEST
 
+START_TEST(nccl_gives_the_same_sums)
+{
+    if (!is_emulated)
+        return; /* bench_exchange has the real one */
+    mq_exchange *xs[2];
+    bench b = open_ends(2, 4, HIDDEN, 0);
+    for (int i = 0; i < 2; i++)
+        xs[i] = b.ends[i].x;
+    mq_assert_ok(ops->connect_nccl(xs, 2, MQ_FAKE_NCCL, &err), &err);
+    mq_assert_fails(ops->connect_nccl(xs, 2, MQ_FAKE_NCCL, &err), MQ_E_ARG, &err, "NCCL is connected already");
+    b.way = MQ_EXCHANGE_NCCL;
+    b.varies = true;
+    b.n_rounds = 20;
+    run_well(&b);
+    b.gathers = true;
+    run_well(&b);
+    b.absent = 1;
+    b.stops = true;
+    run_all(&b);
+    ck_assert_msg(b.ends[0].err.code == MQ_E_DEVICE && strstr(b.ends[0].err.text, "NCCL"), "%s", b.ends[0].err.text);
+    close_ends(&b);
+
+    b = open_ends(2, 3, HIDDEN, 0);
+    for (int i = 0; i < 2; i++)
+        xs[i] = b.ends[i].x;
+    mq_assert_fails(ops->connect_nccl(xs, 2, MQ_FAKE_NCCL, &err), MQ_E_ARG, &err, "NCCL: 2 ranks on cuda 1, 1 on cuda 0");
+    close_ends(&b);
+}
+END_TEST
+
 static Suite *suite(void)
 {
     Suite *s = suite_create("cuda_exchange");
@@ -370,6 +432,8 @@ static Suite *suite(void)
     tcase_add_test(t, rows_of_any_width);
     tcase_add_test(t, every_value_arrives);
     tcase_add_test(t, thousands_of_exchanges_with_any_n);
+    tcase_add_test(t, exchanges_in_a_graph_give_the_same_sums);
+    tcase_add_test(t, nccl_gives_the_same_sums);
     tcase_add_test(t, a_peer_that_never_comes_is_named);
     tcase_add_test(t, a_peer_that_stops_lets_the_others_out);
     tcase_add_test(t, plans_that_cannot_be_are_refused);
