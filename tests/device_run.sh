@@ -26,10 +26,10 @@ pack() {
     archive=$(realpath "$archive")
     cmake -S "$root" -B "$root/build/device" -G Ninja -DCMAKE_BUILD_TYPE=Release -DMQ_CUDA=ON
     # shellcheck disable=SC2086  # a list of targets
-    ninja -C "$root/build/device" $programs bench_cuda
+    ninja -C "$root/build/device" $programs bench_cuda bench_cuda_experts
     stage=$(mktemp -d)
     mkdir -p "$stage/mq-device/lib"
-    for program in $programs bench_cuda; do
+    for program in $programs bench_cuda bench_cuda_experts; do
         cp "$root/build/device/tests/$program" "$stage/mq-device/"
         strip "$stage/mq-device/$program"
         for library in $(libraries_of "$root/build/device/tests/$program"); do
@@ -92,7 +92,8 @@ run() {
                 done ;;
             bench)
                 one bench bench_cuda ./bench_cuda
-                cat log/bench-bench_cuda ;;
+                one bench bench_cuda_experts ./bench_cuda_experts cuda
+                cat log/bench-bench_cuda log/bench-bench_cuda_experts ;;
             *)
                 if [ -z "$checker" ]; then
                     rows+="$kind: no compute-sanitizer here"$'\n'
