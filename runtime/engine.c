@@ -233,6 +233,11 @@ static mq_status open_lanes(mq_engine *e, const char *dir, const mq_engine_optio
     for (; e->n_lanes < n; e->n_lanes++) {
         int ordinal = o->n_devices > 0 ? o->ordinals[e->n_lanes] : 0;
         MQ_TRY(mq_lane_open(&e->lanes[e->n_lanes], e->kernels, ordinal, dir, &so, err));
+        mq_status st = e->kernels->set_precision(mq_lane_dev(e->lanes[e->n_lanes]), o->precision, err);
+        if (st != MQ_OK) {
+            e->n_lanes++; /* open: to be closed with the engine */
+            return st;
+        }
         so.dflash = so.mtp = false; /* the drafter lives with the first */
         so.progress = NULL;
     }

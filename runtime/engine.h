@@ -31,6 +31,8 @@ typedef struct mq_engine_options {
     bool draft_any;       /* instead of draft: DFlash where the model has it, else MTP, else none */
     const int *ordinals;  /* [n_devices] devices, each with a thread of its own and n_ranks / n_devices ranks */
     int n_devices;        /* 0: device 0 */
+    mq_precision precision; /* of prefill's and drafters' products, and of a composed step's; MQ_E_UNSUPPORTED from a
+                               device that has F32 alone */
     bool composed_step;   /* the decode step composed of single operations even where the device
                              brings one along */
     bool plain_step;      /* the device's step without a graph: same bits */

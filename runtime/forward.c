@@ -114,7 +114,8 @@ mq_status mq_forward_create(mq_forward **out, const mq_kernels *kernels, mq_dev 
     carve_host(f, &host);
     mq_status st = kernels->alloc(dev, &f->block, device.used, err);
     f->host_block = calloc(1, (size_t)host.used);
-    if (st == MQ_OK && !f->host_block)
+    f->expert_tables = calloc((size_t)f->m->n_layers * (size_t)f->n_ranks, sizeof *f->expert_tables);
+    if (st == MQ_OK && (!f->host_block || !f->expert_tables))
         st = mq_fail(err, MQ_E_NOMEM, "out of memory");
     if (st != MQ_OK) {
         mq_forward_free(f);
@@ -176,6 +177,7 @@ void mq_forward_free(mq_forward *f)
         return;
     if (f->block)
         f->k->release(f->dev, f->block);
+    mq_forward_drop_tables(f);
     free(f->host_block);
     free(f);
 }

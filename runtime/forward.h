@@ -111,7 +111,8 @@ mq_status mq_forward_tokens(mq_forward *f, mq_forward_mode mode, float *x, const
 void mq_forward_capture(mq_forward *f, const int *layers, float *const *out, int n);
 
 /* [n_layers] how many experts the rows of the last mq_forward_mlp on each layer chose, each expert
- * counted once; 0 for a dense layer.  Host memory, borrowed. */
+ * counted once; 0 for a dense layer.  Calls whose experts ran as one operation (batch mode in BF16)
+ * do not count.  Host memory, borrowed. */
 const int32_t *mq_forward_distinct_experts(const mq_forward *f);
 
 /* y [n, hidden] = RMSNorm(x; final norm): what the head sees.  Any n. */

@@ -2,7 +2,8 @@
  *
  * Experts own the work: all rows are routed first, grouped by expert, and each expert is asked of
  * the store once (per rank), in ascending order.  So a row's experts are added in ascending order
- * whatever its neighbours chose, and a streamed expert is read once for all windows.  The ranks'
+ * whatever its neighbours chose, and a streamed expert is read once for all windows (forward_experts.c: all
+ * experts of a resident layer at once, where the device can).  The ranks'
  * sums are added in rank order, then to the residual. Source: transformers modeling_mimo_v2_flash. */
 #include <assert.h>
 #include <string.h>
@@ -47,6 +48,17 @@ static mq_status dense_block(mq_forward *f, mq_forward_mode mode, int layer, flo
     return f->k->add(f->dev, x, f->y, n * hidden, err);
 }
 
+/* Scores decide who computes: F32, whatever other products take. */
+static mq_status router_scores(mq_forward *f, mq_forward_mode mode, const mq_matrix *router,
+                               int64_t rows, mq_err *err)
+{
+    mq_precision kept = f->k->precision(f->dev);
+    MQ_TRY(f->k->set_precision(f->dev, MQ_PRECISION_F32, err));
+    mq_status st = mq_forward_linear(f, mode, f->scores, f->h, router, rows, err);
+    mq_status back = f->k->set_precision(f->dev, kept, st == MQ_OK ? err : NULL);
+    return st != MQ_OK ? st : back;
+}
+
 /* Choose experts for every row; leaves the last block's normed rows in f->h. */
 static mq_status route_rows(mq_forward *f, mq_forward_mode mode, int layer,
                             const mq_layer_weights *w, const float *x, int64_t n, float *margin,
@@ -59,7 +71,7 @@ static mq_status route_rows(mq_forward *f, mq_forward_mode mode, int layer,
         MQ_TRY(f->k->rmsnorm(f->dev, f->h, x + i * m->hidden, w->post_norm, m->norm_eps, rows,
                              m->hidden, err));
         MQ_TRY(mq_forward_tap(f, tap, MQ_TAP_ROUTER, layer, f->h, i, rows, m->hidden, err));
-        MQ_TRY(mq_forward_linear(f, mode, f->scores, f->h, &w->router, rows, err));
+        MQ_TRY(router_scores(f, mode, &w->router, rows, err));
         MQ_TRY(f->k->route(f->dev, f->route_ids + i * topk, f->route_coef + i * topk,
                            margin ? f->margin : NULL, f->scores, w->router_bias, rows, m->n_experts,
                            topk, m->norm_topk_prob, (float)m->routed_scaling, err));
@@ -158,10 +170,11 @@ static mq_status rank_experts(mq_forward *f, mq_forward_mode mode, int layer, in
     return MQ_OK;
 }
 
-static mq_status moe(mq_forward *f, mq_forward_mode mode, int layer, const mq_layer_weights *w,
-                     float *x, int64_t n, float *margin, const mq_tap *tap, mq_err *err)
+/* f->y [n, hidden] = the experts' weighted sum of the held ranks, expert by expert. */
+static mq_status moe_by_expert(mq_forward *f, mq_forward_mode mode, int layer,
+                               const mq_layer_weights *w, const float *x, int64_t n,
+                               const mq_tap *tap, mq_err *err)
 {
-    MQ_TRY(route_rows(f, mode, layer, w, x, n, margin, tap, err));
     MQ_TRY(group_rows(f, n, err));
     f->n_distinct[layer] = 0;
     for (int e = 0; e < f->m->n_experts; e++)
@@ -172,6 +185,18 @@ static mq_status moe(mq_forward *f, mq_forward_mode mode, int layer, const mq_la
         MQ_TRY(rank_experts(f, mode, layer, r, out, &in, n, tap, err));
         MQ_TRY(mq_forward_keep_part(f, r, f->y, out, n * f->m->hidden, err));
     }
+    return MQ_OK;
+}
+
+static mq_status moe(mq_forward *f, mq_forward_mode mode, int layer, const mq_layer_weights *w,
+                     float *x, int64_t n, float *margin, const mq_tap *tap, mq_err *err)
+{
+    bool done = false;
+    MQ_TRY(route_rows(f, mode, layer, w, x, n, margin, tap, err));
+    if (mq_forward_may_group(f, mode, n, tap))
+        MQ_TRY(mq_forward_group(f, &done, layer, n, err));
+    if (!done)
+        MQ_TRY(moe_by_expert(f, mode, layer, w, x, n, tap, err));
     MQ_TRY(mq_forward_add_ranks(f, f->y, f->y_rank, n * f->m->hidden, err));
     return f->k->add(f->dev, x, f->y, n * f->m->hidden, err);
 }

@@ -13,6 +13,13 @@
 extern "C" {
 #endif
 
+/* Experts of one layer and rank as kernels' experts wants them. */
+typedef struct mq_expert_table {
+    bool is_known, is_there; /* asked for; all experts packed alike */
+    void *pointers;          /* dev's memory, owned */
+    mq_decode_expert_table t;
+} mq_expert_table;
+
 /* Sizes in elements, all from geometry; W is the widest MLP of a rank, B = max_rows, T = mlp_rows.
  */
 struct mq_forward {
@@ -29,6 +36,8 @@ struct mq_forward {
     int n_captures;
     int capture_layers[MQ_MAX_TAPS];
     float *captures[MQ_MAX_TAPS]; /* lent by the caller */
+
+    mq_expert_table *expert_tables; /* [n_layers, n_ranks] */
 
     void *block;         /* dev's memory behind the arrays that follow */
     float *h;            /* [B, hidden] normed input */
@@ -80,6 +89,13 @@ static inline mq_status mq_forward_linear(mq_forward *f, mq_forward_mode mode, f
     return mode == MQ_FORWARD_STEP ? f->k->linear_fixed(f->dev, y, x, w, n, err)
                                    : f->k->linear(f->dev, y, x, w, n, err);
 }
+
+/* forward_experts.c.  Whether a layer's experts may run as one operation; and to do so: f->y [n, hidden] = the held ranks' sum
+ * (or their parts to the join) for rows f->h routed as f->route_ids and f->route_coef say; not done where experts are not
+ * packed alike. */
+bool mq_forward_may_group(const mq_forward *f, mq_forward_mode mode, int64_t n, const mq_tap *tap);
+mq_status mq_forward_group(mq_forward *f, bool *done, int layer, int64_t n, mq_err *err);
+void mq_forward_drop_tables(mq_forward *f);
 
 /* Show tap (may be NULL) n rows that are rows row0 .. of the call. */
 static inline mq_status mq_forward_tap(const mq_forward *f, const mq_tap *tap, mq_tap_point point,

@@ -464,6 +464,11 @@ bool mq_store_is_packed(const mq_store *s)
     return s->packed;
 }
 
+bool mq_store_is_resident(const mq_store *s)
+{
+    return s->resident;
+}
+
 const char *mq_store_dir(const mq_store *s)
 {
     return s->dir;

@@ -85,6 +85,7 @@ mq_status mq_store_check_room(const mq_store *s, int64_t extra_bytes, mq_err *er
 
 const mq_model *mq_store_model(const mq_store *s);
 bool mq_store_is_packed(const mq_store *s);
+bool mq_store_is_resident(const mq_store *s);
 const char *mq_store_dir(const mq_store *s);
 int mq_store_n_ranks(const mq_store *s);
 /* The one rank of n_ranks that is there; -1: all are.  Where one is, what the calls below lend for
