@@ -16,6 +16,9 @@ static constexpr mq_decode_parts parts_table()
     t.check_router = check_router;
     t.router_bytes = router_bytes;
     t.router = router;
+    t.check_attention = check_attention;
+    t.attention_bytes = attention_bytes;
+    t.attention = attention;
     t.check_experts = check_experts;
     t.experts = experts;
     t.experts_bulk = experts_bulk;
