@@ -55,7 +55,8 @@ typedef struct mq_kernels {
     const char *(*dev_arch)(const mq_dev *dev);
     /* From now on dev's linear, linear_fixed, gram and cross take their inputs in precision p; F32 after dev_open.  In BF16 x is
      * rounded, and so are weights that are no BF16 (FP8 blocks: code times scale), but packed ones: their codes are exact, scales
-     * enter the sums in F32.  gram rounds sqrt(weight) x, cross weight x and y.  Other operations do not change.
+     * enter the sums in F32.  linear_fixed rounds no weights (but F32 ones, to 16 bits or more), and computes what the decode step
+     * does not (kernels/decode_parts.h: check_linear) in F32; so does linear for few rows.  gram rounds sqrt(weight) x, cross weight x and y.  Other operations do not change.
      * MQ_E_UNSUPPORTED: dev computes in F32 alone. */
     mq_status (*set_precision)(mq_dev *dev, mq_precision p, mq_err *err);
     mq_precision (*precision)(const mq_dev *dev);

@@ -79,6 +79,51 @@ START_TEST(products_of_rounded_inputs)
 }
 END_TEST
 
+/* The fixed order: x rounded, weights as stored (F32 ones have 16 bits or more: 2^-17 of each term); a row's bits are its own. */
+START_TEST(products_in_the_fixed_order)
+{
+    static const matrix_spec fixed[] = {{MQ_SCHEME_BF16, 0, 33, 80, 0, 0, 0},  {MQ_SCHEME_F16, 0, 17, 48, 0, 0, 0},
+                                        {MQ_SCHEME_F32, 0, 31, 112, 0, 0, 0},  {MQ_SCHEME_FP8_BLOCK, 0, 130, 144, 65, 100, 77},
+                                        {MQ_SCHEME_INT4, 64, 32, 128, 0, 0, 0}, {MQ_SCHEME_MXFP4, 0, 16, 64, 0, 0, 0}};
+    use(MQ_PRECISION_BF16);
+    for (int c = 0; c < 6; c++)
+        for (int64_t n = 1; n <= 19; n += 6) { /* 1, 7, 13, 19 */
+            matrix_spec s = fixed[c];
+            random_matrix w = random_matrix_create(s, (uint64_t)c);
+            mq_matrix dw = put_matrix(&w, &s);
+            float *x = random_floats(n * s.cols, 7), *y = floats(n * s.rows), *one = floats(s.rows);
+            float *dx = put_floats(x, n * s.cols), *dy = put_floats(NULL, n * s.rows);
+            mq_assert_ok(gpu->linear_fixed(gpu_dev, dy, dx, &dw, n, &err), &err);
+            take(y, dy, n * s.rows * 4);
+            for (int64_t i = 0; i < n; i++) {
+                float *d1 = put_floats(NULL, s.rows);
+                mq_assert_ok(gpu->linear_fixed(gpu_dev, d1, dx + i * s.cols, &dw, 1, &err), &err);
+                take(one, d1, s.rows * 4);
+                ck_assert_msg(same_bytes(one, y + i * s.rows, s.rows * 4), "%s: row %d of %d has other bits alone",
+                              mq_scheme_name(s.scheme), (int)i, (int)n);
+                for (int64_t r = 0; r < s.rows; r++) {
+                    double sum = 0.0, size = 0.0;
+                    for (int64_t k = 0; k < s.cols; k++) {
+                        double p = (double)rounded(x[i * s.cols + k]) * (double)w.wide[r * s.cols + k];
+                        sum += p;
+                        size += fabs(p);
+                    }
+                    double bound = (s.scheme == MQ_SCHEME_F32 ? 1e-6 + 0x1p-17 : 1e-6) * size;
+                    ck_assert_msg(fabs((double)one[r] - sum) <= bound, "%s: row %d, output %d: off by %g of %g",
+                                  mq_scheme_name(s.scheme), (int)i, (int)r, fabs((double)one[r] - sum), size);
+                }
+            }
+            drop(dx);
+            drop_matrix(&dw);
+            free(x);
+            free(y);
+            free(one);
+            random_matrix_free(&w);
+        }
+    use(MQ_PRECISION_F32);
+}
+END_TEST
+
 /* want [n, m] += sum over t of a [t, n] b [t, m], size the sum of magnitudes. */
 static void outer(double *want, double *size, const float *a, const float *b, int64_t rows, int64_t n, int64_t m)
 {
@@ -195,6 +240,7 @@ static Suite *suite(void)
     Suite *s = suite_create("cuda_bf16");
     TCase *t = tcase_create("all");
     tcase_add_test(t, products_of_rounded_inputs);
+    tcase_add_test(t, products_in_the_fixed_order);
     tcase_add_test(t, moments_of_rounded_inputs);
     tcase_add_test(t, a_moment_in_several_panels);
     tcase_add_test(t, the_cpu_computes_in_f32_alone);
