@@ -39,13 +39,17 @@ struct staged_plan {
     int16_t some_slot[MAX_ACTIVE]; /* one that is not -1 */
 };
 
-/* Returns the number of active experts; what it stages is there after a barrier. */
-static __device__ __forceinline__ int stage_plan(staged_plan &to, const mq_decode_plan &plan, const uint8_t *const *weights)
+/* Returns the number of active experts, at most n_slots; what it stages is there after a barrier.  Entries are read before
+ * it is known whether they are valid: one trip to L2 less. */
+static __device__ __forceinline__ int stage_plan(staged_plan &to, const mq_decode_plan &plan, const uint8_t *const *weights, int n_slots)
 {
     int n = (int)load_l2_4(plan.n);
-    for (int a = (int)threadIdx.x; a < n; a += (int)blockDim.x) {
-        to.weights[a] = weights[(int)load_l2_4(plan.expert + a)];
+    for (int a = (int)threadIdx.x; a < n_slots; a += (int)blockDim.x) {
+        int expert = (int)load_l2_4(plan.expert + a);
         uint4 low = load_l2_16(plan.slot + a * ROWS), high = load_l2_16(plan.slot + a * ROWS + 4);
+        if (a >= n)
+            continue;
+        to.weights[a] = weights[expert];
         int16_t *slot = to.slot[a];
         slot[0] = (int16_t)low.x;
         slot[1] = (int16_t)low.y;
@@ -71,6 +75,7 @@ struct gate_up_job {
     const uint16_t *x;
     uint16_t *h;
     int64_t hidden, width;
+    int n_slots;
 };
 
 /* How a warp's share of the columns meets the HELD blocks of activations that it can keep. */
@@ -191,7 +196,7 @@ static __global__ void __launch_bounds__(WARPS *WARP, 1) gate_up_kernel(gate_up_
     let_next_start();
     if (SHARE != PARTS)
         load_part(x, stream, job, 0, lane);
-    int n = stage_plan(plan, job.plan, job.weights);
+    int n = stage_plan(plan, job.plan, job.weights, job.n_slots);
     __syncthreads();
     gate_up_place at = stream.begin(), ahead = at;
     if (at.expert >= n)
@@ -240,7 +245,7 @@ static mq_status launch_gate_up(mq_dev *dev, const gate_up_job &job, mq_err *err
 
 template <int GROUP, bool BULK> static mq_status gate_up(mq_dev *dev, const mq_decode_experts *e, mq_err *err)
 {
-    gate_up_job job = {e->experts.gate_up, e->plan, e->x, e->h, e->experts.hidden, e->experts.width};
+    gate_up_job job = {e->experts.gate_up, e->plan, e->x, e->h, e->experts.hidden, e->experts.width, ROWS * e->experts.topk};
     int64_t n_units = job.hidden / MQ_UNIT_COLS;
     if (n_units == 12 * 8)
         return launch_gate_up<GROUP, BULK, 12, 8, ALL>(dev, job, err);
@@ -367,7 +372,7 @@ template <int GROUP, bool WHOLE, class SUPPLY> static __global__ void __launch_b
     unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     down_stream<GROUP> stream(job);
     SUPPLY supply(memory, warp, lane);
-    int n = stage_plan(plan, job.plan, job.weights), rows = stream.strip * MQ_UNIT_ROWS;
+    int n = stage_plan(plan, job.plan, job.weights, ROWS * job.topk), rows = stream.strip * MQ_UNIT_ROWS;
     __syncthreads();
 
     down_place at = stream.begin(warp), ahead = at;
