@@ -91,7 +91,7 @@ static mq_status load_record(const synthetic *c, mq_slot *slot, mq_matrix *out, 
     if (slot->measuring)
         return MQ_OK;
     double std = r->key.role == MQ_ROLE_EMBED ? 1.0 : 1.0 / sqrt((double)r->full_cols);
-    uint64_t key = mq_fill_key(c->seed, r->key.layer, r->key.role, r->key.expert);
+    uint64_t key = mq_fill_key(c->seed, r->key.layer, (int)r->key.role, r->key.expert);
     mq_fill f = {.group = out->group,
                  .key = key,
                  .rows = r->rows,
@@ -130,7 +130,7 @@ static mq_status load_vector(const synthetic *c, mq_slot *slot, const float **ou
     if (slot->measuring)
         return MQ_OK;
     const mq_fill f = {.kind = role == MQ_ROLE_SINK ? MQ_FILL_F32 : MQ_FILL_CONSTANT,
-                       .key = mq_fill_key(c->seed, layer, role, 0),
+                       .key = mq_fill_key(c->seed, layer, (int)role, 0),
                        .scale = role == MQ_ROLE_ROUTER_BIAS ? 0.0f : 1.0f,
                        .rows = 1,
                        .cols = n,
