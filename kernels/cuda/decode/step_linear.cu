@@ -1,9 +1,9 @@
 /* The products of a decode step with weights as stored: y = x w^T for eight rows of x and up to four matrices.
  *
  * A block has 16 rows of one matrix, the A operand; the rows of x are the columns of B, so what one of them gets does not
- * depend on the others.  Columns are cut into chunks of 128, which for FP8 are the columns of one scale block, counted
- * from where column 0 stands in its block; chunk k belongs to warp k mod 8.  A warp adds its chunks in ascending order
- * (but an incomplete first chunk after all others), the warps' sums are added in the order of the warps.
+ * depend on the others.  Columns are cut into chunks of 128 (F32: 64), which for FP8 are the columns of one scale
+ * block, counted from where column 0 stands in its block; chunk k belongs to warp k mod 8.  A warp adds its chunks in
+ * ascending order (but an incomplete first chunk after all others), the warps' sums are added in the order of the warps.
  *
  * A step is one 16-byte load a lane and row: lane l, g = l / 4, t = l % 4 has rows g and g + 8, and of the step's columns
  * the t-th quarter, E elements in a row.  Product j of the step takes elements 4 j .. 4 j + 3 of every lane for its 16
@@ -21,7 +21,7 @@
 namespace mq_cuda {
 namespace decode {
 
-enum { WARPS = 8, THREADS = WARPS * WARP, TILE_ROWS = 16, CHUNK = 128, DEPTH = 4, SUM_STRIDE = 20 };
+enum { WARPS = 8, THREADS = WARPS * WARP, TILE_ROWS = 16, DEPTH = 4, SUM_STRIDE = 20 };
 
 /* One matrix of a launch. */
 struct linear_part {
@@ -40,11 +40,12 @@ struct linear_job {
     int n_parts, cols;
 };
 
-template <int SCHEME> struct layout {
+template <int SCHEME> struct layout { /* DEPTH is a multiple of STEPS */
     enum {
         BYTES = SCHEME == MQ_SCHEME_FP8_BLOCK ? 1 : SCHEME == MQ_SCHEME_F32 ? 4 : 2,
         E = 16 / BYTES,
         STEP = 4 * E, /* columns */
+        CHUNK = SCHEME == MQ_SCHEME_F32 ? 64 : MQ_FP8_BLOCK,
         STEPS = CHUNK / STEP,
         X_WORDS = E / 2
     };
@@ -126,7 +127,8 @@ template <int SCHEME> static __device__ __forceinline__ void multiply(sums &s, c
 /* The lane's place in its matrix. */
 struct place {
     const uint8_t *row[2]; /* rows g and g + 8, the last row for those beyond it */
-    const float *scale[2];
+    const float *scale;    /* row g's */
+    int scale_off;         /* from there to row g + 8's, elements */
     const uint16_t *x;     /* row g */
     int t, cols;
 };
@@ -145,7 +147,11 @@ template <int SCHEME> static __device__ __forceinline__ place place_of(const lin
         p.row[h] = part.data + (int64_t)r * job.cols * layout<SCHEME>::BYTES;
         if (SCHEME == MQ_SCHEME_FP8_BLOCK) {
             uint32_t segment = r / part.seg_rows, within = part.row_phase + r % part.seg_rows;
-            p.scale[h] = part.scale + ((int64_t)segment * part.seg_scale_rows + within / MQ_FP8_BLOCK) * part.n_chunks;
+            int64_t off = ((int64_t)segment * part.seg_scale_rows + within / MQ_FP8_BLOCK) * part.n_chunks;
+            if (h == 0)
+                p.scale = part.scale + off;
+            else
+                p.scale_off = (int)(part.scale + off - p.scale);
         }
     }
     return p;
@@ -167,61 +173,78 @@ static __device__ __forceinline__ void add_wide_chunks(float total[4], sums &s, 
 {
     typedef layout<SCHEME> L;
     const bool scaled = SCHEME == MQ_SCHEME_FP8_BLOCK;
-    const int per_block = DEPTH / L::STEPS ? DEPTH / L::STEPS : 1; /* chunks in DEPTH steps */
+    const int at_once = DEPTH / L::STEPS; /* chunks */
     int warp = (int)(threadIdx.x / WARP), first = warp < part.wide_begin ? warp + WARPS : warp;
-    int n_chunks = first < part.wide_end ? (part.wide_end - first + WARPS - 1) / WARPS : 0, n = n_chunks * L::STEPS;
-    int col = first * CHUNK - part.col_phase + at.t * L::E;
+    int n = first < part.wide_end ? (part.wide_end - first + WARPS - 1) / WARPS * L::STEPS : 0; /* steps */
+    int col = first * L::CHUNK - part.col_phase + at.t * L::E;
+    /* Of the next DEPTH steps to ask for. */
     const uint8_t *w0 = at.row[0] + (int64_t)col * L::BYTES, *w1 = at.row[1] + (int64_t)col * L::BYTES;
+    const float *scales = scaled ? at.scale + first : NULL; /* row g's; row g + 8's are at.scale_off further */
     const uint16_t *x = at.x + col;
     step_data<SCHEME> ring[DEPTH];
-    float scale[per_block][2];
+    float scale[at_once][2];
 
-    /* Step i: chunk i / STEPS of the warp. */
-    auto load_weights = [&](step_data<SCHEME> &d, int i) {
-        int64_t off = (int64_t)(i / L::STEPS * WARPS * L::STEPS + i % L::STEPS) * (L::STEP * L::BYTES);
-        load_row(d.w[0], w0 + off);
-        load_row(d.w[1], w1 + off);
+    auto load_weights = [&](int d) {
+        int off = (d / L::STEPS * WARPS * L::CHUNK + d % L::STEPS * L::STEP) * L::BYTES;
+        load_row(ring[d].w[0], w0 + off);
+        load_row(ring[d].w[1], w1 + off);
     };
-    auto load_scales = [&](float to[2], int i) {
-        int k = first + i / L::STEPS * WARPS;
-        to[0] = __uint_as_float(load_weights4(at.scale[0] + k));
-        to[1] = __uint_as_float(load_weights4(at.scale[1] + k));
+    auto load_scales = [&](int chunk) {
+        scale[chunk][0] = __uint_as_float(load_weights4(scales + chunk * WARPS));
+        scale[chunk][1] = __uint_as_float(load_weights4(scales + at.scale_off + chunk * WARPS));
     };
-    auto load_activations = [&](step_data<SCHEME> &d, int i) {
-        load_x<SCHEME>(d.x, x + (i / L::STEPS * WARPS * L::STEPS + i % L::STEPS) * L::STEP);
+    auto load_activations = [&](int d) {
+        load_x<SCHEME>(ring[d].x, x + d / L::STEPS * WARPS * L::CHUNK + d % L::STEPS * L::STEP);
+    };
+    auto advance = [&] {
+        w0 += at_once * WARPS * L::CHUNK * L::BYTES;
+        w1 += at_once * WARPS * L::CHUNK * L::BYTES;
+        x += at_once * WARPS * L::CHUNK;
+        if (scaled)
+            scales += at_once * WARPS;
     };
 
 #pragma unroll
     for (int d = 0; d < DEPTH; d++)
         if (d < n) {
-            load_weights(ring[d], d);
+            load_weights(d);
             if (scaled && d % L::STEPS == 0)
-                load_scales(scale[d / L::STEPS], d);
+                load_scales(d / L::STEPS);
         }
     wait_for_previous();
     let_next_start();
 #pragma unroll
     for (int d = 0; d < DEPTH; d++)
         if (d < n)
-            load_activations(ring[d], d);
-    for (int i = 0; i < n; i += DEPTH) {
+            load_activations(d);
+    advance();
+    /* DEPTH steps, left in all; are_more: there are as many behind them. */
+    auto add_steps = [&](int left, auto are_more) {
+        const bool always = decltype(are_more)::value;
 #pragma unroll
         for (int d = 0; d < DEPTH; d++) {
-            if (i + d >= n) /* between chunks only */
+            if (!always && d >= left) /* between chunks only */
                 break;
+            bool more = always || d + DEPTH < left;
             multiply<SCHEME>(s, ring[d]);
-            bool more = i + d + DEPTH < n;
             if (more) {
-                load_weights(ring[d], i + d + DEPTH);
-                load_activations(ring[d], i + d + DEPTH);
+                load_weights(d);
+                load_activations(d);
             }
             if (scaled && d % L::STEPS == L::STEPS - 1) {
                 apply_scale(total, s, scale[d / L::STEPS]);
                 if (more)
-                    load_scales(scale[d / L::STEPS], i + d + DEPTH);
+                    load_scales(d / L::STEPS);
             }
         }
-    }
+        advance();
+    };
+#pragma unroll 1
+    for (; n >= 2 * DEPTH; n -= DEPTH)
+        add_steps(n, std::true_type());
+#pragma unroll 1
+    for (; n > 0; n -= DEPTH)
+        add_steps(n, std::false_type());
 }
 
 /* One step of any chunk, element by element; what lies outside the matrix is 0 in w and x. */
@@ -262,11 +285,11 @@ static __device__ __forceinline__ void add_other_chunks(float total[4], sums &s,
 #pragma unroll 1
         for (int i = 0; i < L::STEPS; i++) {
             step_data<SCHEME> d;
-            load_elements<SCHEME>(d, at, k * CHUNK - part.col_phase + i * L::STEP + at.t * L::E);
+            load_elements<SCHEME>(d, at, k * L::CHUNK - part.col_phase + i * L::STEP + at.t * L::E);
             multiply<SCHEME>(s, d);
         }
         if (SCHEME == MQ_SCHEME_FP8_BLOCK) {
-            float scale[2] = {at.scale[0][k], at.scale[1][k]};
+            float scale[2] = {at.scale[k], at.scale[at.scale_off + k]};
             apply_scale(total, s, scale);
         }
     }
@@ -314,13 +337,13 @@ mq_status check_linear(const mq_matrix *w, mq_err *err)
                        mq_scheme_name(w->scheme));
     if (w->cols % 16 != 0)
         return mq_fail(err, MQ_E_UNSUPPORTED, "%lld columns, the decode step computes multiples of 16", (long long)w->cols);
-    if (w->rows > INT32_MAX || w->cols > INT32_MAX - CHUNK)
+    if (w->rows > INT32_MAX || w->cols > INT32_MAX - MQ_FP8_BLOCK)
         return mq_fail(err, MQ_E_UNSUPPORTED, "shape [%lld, %lld], the decode step computes dimensions below 2^31",
                        (long long)w->rows, (long long)w->cols);
     return MQ_OK;
 }
 
-static linear_part part_of(const mq_decode_linear *l, const uint16_t *x, unsigned first_block)
+static linear_part part_of(const mq_decode_linear *l, const uint16_t *x, int chunk, unsigned first_block)
 {
     const mq_matrix *w = &l->w;
     linear_part p = {};
@@ -337,9 +360,9 @@ static linear_part part_of(const mq_decode_linear *l, const uint16_t *x, unsigne
     }
     int end = p.col_phase + (int)w->cols;
     bool aligned = ((uintptr_t)w->data | (uintptr_t)x) % 16 == 0 && p.col_phase % 16 == 0;
-    p.n_chunks = (end + CHUNK - 1) / CHUNK;
+    p.n_chunks = (end + chunk - 1) / chunk;
     p.wide_begin = p.col_phase > 0;
-    p.wide_end = aligned && end / CHUNK > p.wide_begin ? end / CHUNK : p.wide_begin;
+    p.wide_end = aligned && end / chunk > p.wide_begin ? end / chunk : p.wide_begin;
     p.first_block = first_block;
     return p;
 }
@@ -353,7 +376,7 @@ static mq_status launch_scheme(mq_dev *dev, const mq_decode_linear *parts, int n
     job.x = x;
     for (int i = 0; i < n_parts; i++)
         if (parts[i].w.scheme == SCHEME && parts[i].w.rows > 0) {
-            job.part[job.n_parts++] = part_of(&parts[i], x, n_tiles);
+            job.part[job.n_parts++] = part_of(&parts[i], x, layout<SCHEME>::CHUNK, n_tiles);
             n_tiles += (unsigned)((parts[i].w.rows + TILE_ROWS - 1) / TILE_ROWS);
             job.cols = (int)parts[i].w.cols;
         }
