@@ -129,7 +129,6 @@ int64_t mq_hidden_cols(const mq_hidden *h)
 
 static mq_status read_at(const mq_hidden *h, void *out, int64_t off, int64_t n_bytes, mq_err *err)
 {
-    const char *path = h->saved ? h->path : h->partial;
     if (h->mem) {
         memcpy(out, (const char *)h->mem + off, (size_t)n_bytes);
         return MQ_OK;
@@ -139,9 +138,9 @@ static mq_status read_at(const mq_hidden *h, void *out, int64_t off, int64_t n_b
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return io_fail(err, path, "read");
+            return io_fail(err, h->path, "read");
         if (n == 0)
-            return mq_fail(err, MQ_E_IO, "%s: file shrank while being read", path);
+            return mq_fail(err, MQ_E_IO, "%s: file shrank while being read", h->path);
         to += n;
         off += n;
         n_bytes -= n;
@@ -155,14 +154,9 @@ mq_status mq_hidden_read(const mq_hidden *h, float *out, int64_t row0, int64_t n
     return read_at(h, out, row0 * h->row_bytes, n * h->row_bytes, err);
 }
 
-mq_status mq_hidden_write(mq_hidden *h, const float *in, int64_t row0, int64_t n, mq_err *err)
+/* Bytes off .. of the file. */
+static mq_status write_file(const mq_hidden *h, const float *in, int64_t off, int64_t n_bytes, mq_err *err)
 {
-    assert(row0 >= 0 && n >= 0 && row0 <= h->n_rows - n && !h->saved);
-    int64_t off = row0 * h->row_bytes, n_bytes = n * h->row_bytes;
-    if (h->mem) {
-        memcpy((char *)h->mem + off, in, (size_t)n_bytes);
-        return MQ_OK;
-    }
     for (const char *from = (const char *)in; n_bytes > 0;) {
         ssize_t got = pwrite(h->fd, from, (size_t)(n_bytes < IO_CHUNK ? n_bytes : IO_CHUNK), off);
         if (got < 0 && errno == EINTR)
@@ -174,6 +168,17 @@ mq_status mq_hidden_write(mq_hidden *h, const float *in, int64_t row0, int64_t n
         n_bytes -= got;
     }
     return MQ_OK;
+}
+
+mq_status mq_hidden_write(mq_hidden *h, const float *in, int64_t row0, int64_t n, mq_err *err)
+{
+    assert(row0 >= 0 && n >= 0 && row0 <= h->n_rows - n && !h->saved);
+    int64_t off = row0 * h->row_bytes, n_bytes = n * h->row_bytes;
+    if (h->mem) {
+        memcpy((char *)h->mem + off, in, (size_t)n_bytes);
+        return MQ_OK;
+    }
+    return write_file(h, in, off, n_bytes, err);
 }
 
 mq_status mq_hidden_gather(const mq_hidden *h, float *out, const int32_t *index, int64_t n, mq_err *err)
@@ -233,12 +238,8 @@ static mq_status digest_of(uint8_t digest[MQ_SHA256_BYTES], const mq_hidden *h, 
 /* The heap's bytes as NAME.partial. */
 static mq_status write_heap(mq_hidden *h, mq_err *err)
 {
-    float *mem = h->mem;
     MQ_TRY(create_file(h, err));
-    h->mem = NULL; /* let the write go to the file */
-    mq_status st = mq_hidden_write(h, mem, 0, h->n_rows, err);
-    h->mem = mem;
-    return st;
+    return write_file(h, h->mem, 0, h->n_bytes, err);
 }
 
 mq_status mq_hidden_save(mq_hidden *h, uint8_t digest[MQ_SHA256_BYTES], int n_threads, mq_err *err)

@@ -38,7 +38,7 @@ mq_status mq_hidden_write(mq_hidden *h, const float *in, int64_t row0, int64_t n
 mq_status mq_hidden_gather(const mq_hidden *h, float *out, const int32_t *index, int64_t n, mq_err *err);
 
 /* Make the contents durable as dir/name (written, synced, renamed); digest is the SHA-256 of the SHA-256s of the bytes'
- * 4 MiB blocks, so that it takes n_threads threads.  The object stays usable, for reading. */
+ * 4 MiB blocks, so that it takes n_threads threads.  The object stays usable, for reading, by other threads while it is saved too. */
 mq_status mq_hidden_save(mq_hidden *h, uint8_t digest[MQ_SHA256_BYTES], int n_threads, mq_err *err);
 
 #ifdef __cplusplus

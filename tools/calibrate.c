@@ -1,14 +1,8 @@
-/* The order of a calibrated run: text, resume, layers one after the other, what is durable when.
- *
- * A layer is left behind in this order: residual stream saved under its own name, shards committed and journalled, the
- * layer's own line journalled, the residual stream in front of it removed.  Whatever a crash cuts off, the last journalled
- * layer's stream is whole, and what comes after is done again with the same result. */
+/* The order of a calibrated run: text, memory, layers one after the other. */
 #include "tools/calibrate.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "src/file.h"
 #include "src/tokenizer.h"
@@ -23,6 +17,8 @@ mq_status mq_calibration_check_stop(const mq_calibration *c, mq_err *err)
 {
     if (c->means->hasher && mq_hasher_failed(c->means->hasher))
         return mq_fail(err, MQ_E_STOPPED, "hashing the checkpoint failed");
+    if (atomic_load(&c->end_failed))
+        return mq_fail(err, MQ_E_STOPPED, "writing a layer failed");
     return mq_cli_check_stop(err);
 }
 
@@ -174,7 +170,8 @@ static mq_status open_rows(mq_calibration *c, mq_err *err)
     if (!c->route_ids || !c->route_coef || !c->routes.rows || !c->routes.coef || !c->routes.first)
         return mq_fail(err, MQ_E_NOMEM, "routes of %lld tokens: out of memory", (long long)c->n_rows);
     MQ_TRY(draw_sample(c, err));
-    MQ_TRY(mq_codes_create(&c->codes, c->job->opt.out_dir, &shape, err));
+    MQ_TRY(mq_codes_create(&c->codes, c->job->opt.out_dir, MQ_CODES_NAME, &shape, err));
+    MQ_TRY(mq_codes_create(&c->other_codes, c->job->opt.out_dir, MQ_OTHER_CODES_NAME, &shape, err));
     return mq_expert_benches_open(c, err);
 }
 
@@ -182,6 +179,7 @@ static void close_all(mq_calibration *c)
 {
     mq_expert_benches_close(c);
     mq_codes_close(c->codes);
+    mq_codes_close(c->other_codes);
     mq_hidden_close(c->before);
     mq_hidden_close(c->mid);
     mq_account_release(&c->account);
@@ -228,65 +226,20 @@ static mq_status do_moe(mq_calibration *c, mq_err *err)
     return c->layer < c->last ? mq_calibrate_mlp(c, err) : MQ_OK;
 }
 
-static mq_status write_shards(mq_calibration *c, int64_t group, mq_convert_done *done, int64_t *n_weights, mq_err *err)
-{
-    bool *wanted = calloc((size_t)c->job->n_groups, sizeof *wanted);
-    if (!wanted)
-        return mq_fail(err, MQ_E_NOMEM, "out of memory");
-    wanted[group] = true;
-    mq_convert_ready ready = {c->codes, &c->account};
-    mq_convert_means means = *c->means;
-    means.progress = NULL; /* counts bytes, ours counts rows */
-    mq_status st = mq_convert_run(done, n_weights, c->job, wanted, &ready, &means, err);
-    free(wanted);
-    mq_progress_add(c->progress, c->n_rows);
-    return st;
-}
-
-mq_status mq_calibration_remove_hidden(const mq_calibration *c, int layer, mq_err *err)
-{
-    char name[MQ_HIDDEN_NAME_BYTES];
-    mq_hidden_name(name, layer);
-    char *path = mq_path_join(c->job->opt.out_dir, name);
-    if (!path)
-        return mq_fail(err, MQ_E_NOMEM, "out of memory");
-    mq_status st = MQ_OK;
-    if (unlink(path) != 0 && errno != ENOENT)
-        st = mq_fail(err, MQ_E_IO, "%s: remove: %s", path, strerror(errno));
-    free(path);
-    return st;
-}
-
 static mq_status do_layer(mq_calibration *c, mq_convert_done *done, int64_t *n_weights, mq_err *err)
 {
     char name[MQ_HIDDEN_NAME_BYTES];
-    mq_journal_layer line = {.layer = c->layer, .has_hidden = c->layer < c->last};
-    bool is_moe = c->m->is_moe[c->layer], calibrated = c->job->expert_scheme[c->layer] == MQ_SCHEME_INT4;
+    bool calibrated = c->job->expert_scheme[c->layer] == MQ_SCHEME_INT4;
     mq_hidden_name(name, c->layer);
     MQ_TRY(mq_hidden_create(&c->mid, c->job->opt.out_dir, name, c->n_rows, c->m->hidden, c->plan->in_memory, err));
     MQ_TRY(mq_calibrate_attention(c, err));
-    mq_hidden_close(c->before);
-    c->before = NULL;
-    if (is_moe)
+    if (c->m->is_moe[c->layer])
         MQ_TRY(do_moe(c, err));
-    if (line.has_hidden)
-        MQ_TRY(mq_hidden_save(c->mid, line.hidden, c->plan->n_threads, err));
-    mq_calibration_check_line(c, done, &line);
-    int64_t group = mq_calibration_group(c->job, c->layer);
-    if (is_replay(c)) {
-        line.loss = done[group].account.loss;
-        mq_progress_add(c->progress, c->n_rows);
-    } else if (calibrated) {
-        MQ_TRY(write_shards(c, group, done, n_weights, err));
-        line.loss = c->account.loss;
-        mq_account_release(&done[group].account);
-        done[group].account = c->account;
-        memset(&c->account, 0, sizeof c->account);
-    }
-    MQ_TRY(mq_journal_write_layer(c->means->journal, &line, err));
+    MQ_TRY(mq_calibration_join(c, err)); /* which saves the stream in front of this layer */
+    mq_hidden_close(c->before);
     c->before = c->mid;
     c->mid = NULL;
-    return c->layer > 0 ? mq_calibration_remove_hidden(c, c->layer - 1, err) : MQ_OK;
+    return mq_calibration_end_layer(c, calibrated && !is_replay(c), done, n_weights, err);
 }
 
 /* Progress counts rows, weighed by what is done with them. */
@@ -322,6 +275,12 @@ mq_status mq_calibration_run(mq_calibration *c, mq_convert_done *done, int64_t *
         st = do_layer(c, done, n_weights, err);
         if (st == MQ_OK && c->jump_to && c->layer == c->jump_after)
             st = mq_calibration_jump(c, err);
+    }
+    mq_err why;
+    mq_status ended = mq_calibration_join(c, &why);
+    if (ended != MQ_OK && (st == MQ_OK || st == MQ_E_STOPPED)) { /* the cause of both */
+        *err = why;
+        st = ended;
     }
     close_all(c);
     return st;

@@ -5,6 +5,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -51,15 +52,17 @@ static mq_status io_fail(mq_err *err, const char *path, const char *what)
     return mq_fail(err, MQ_E_IO, "%s: %s: %s", path, what, strerror_r(errno, text, sizeof text));
 }
 
-mq_status mq_codes_create(mq_codes **out, const char *dir, const mq_codes_shape *shape, mq_err *err)
+mq_status mq_codes_create(mq_codes **out, const char *dir, const char *name, const mq_codes_shape *shape, mq_err *err)
 {
+    char file[64];
     *out = NULL;
+    snprintf(file, sizeof file, "%s.partial", name);
     mq_codes *c = calloc(1, sizeof *c);
     if (!c)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");
     c->shape = *shape;
     c->layer = c->lent_layer = c->lent_expert = c->fd = -1;
-    c->path = mq_path_join(dir, MQ_CODES_NAME ".partial");
+    c->path = mq_path_join(dir, file);
     mq_status st = c->path ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "out of memory");
     if (st == MQ_OK && unlink(c->path) != 0 && errno != ENOENT)
         st = io_fail(err, c->path, "remove");

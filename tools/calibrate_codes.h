@@ -13,6 +13,7 @@
 #include "src/weights.h"
 
 #define MQ_CODES_NAME "scratch-codes"
+#define MQ_OTHER_CODES_NAME "scratch-codes-other"
 
 typedef struct mq_codes mq_codes;
 
@@ -27,8 +28,8 @@ int64_t mq_codes_down_bytes(const mq_codes_shape *s, int group);
 /* Bytes of the file. */
 int64_t mq_codes_bytes(const mq_codes_shape *s, int group);
 
-/* Create DIR/scratch-codes.partial.  MQ_E_IO, MQ_E_NOMEM. */
-mq_status mq_codes_create(mq_codes **out, const char *dir, const mq_codes_shape *shape, mq_err *err);
+/* Create DIR/NAME.partial.  MQ_E_IO, MQ_E_NOMEM. */
+mq_status mq_codes_create(mq_codes **out, const char *dir, const char *name, const mq_codes_shape *shape, mq_err *err);
 void mq_codes_close(mq_codes *c); /* removes the file; accepts NULL */
 
 /* What follows belongs to layer, in this group. */

@@ -71,7 +71,7 @@ static int64_t common_bytes(const mq_convert_job *job, int64_t n_rows, int64_t w
     total += 4 * n_rows + 16 * n_rows * m->n_experts_per_tok;             /* ids, routes as they come and sorted */
     total += 4 * (int64_t)m->hidden * m->hidden;                          /* the layer's moment */
     total += 3 * 4 * min2(MQ_CALIB_REPORT_ROWS, n_rows) * m->hidden;      /* a layer's loss */
-    total += mq_codes_gate_up_bytes(&shape, job->opt.group) + mq_codes_down_bytes(&shape, job->opt.group);
+    total += 2 * (mq_codes_gate_up_bytes(&shape, job->opt.group) + mq_codes_down_bytes(&shape, job->opt.group));
     total += n_threads * (5 * WEIGHT_ROWS * widest(m) + HASH_BLOCK) + 5 * block * widest(m);
     return total + SMALL_THINGS;
 }
@@ -130,8 +130,10 @@ mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job
     /* On the host common_bytes counts more than there is, as what lies on the first device is among it. */
     if (!s.on_host)
         out->device_bytes = streaming + common_bytes(job, n_rows, window, 0) + device_bench;
-    out->scratch_bytes = 2 * s.stream + max2(mq_codes_bytes(&shape, job->opt.group),
-                                             job->n_mxfp4_layers ? mq_codes_bytes(&shape, MQ_GROUP_MXFP4) : 0);
+    /* While a layer is written the next one is done: of the streams two are saved, a third is being made. */
+    int64_t codes = max2(mq_codes_bytes(&shape, job->opt.group),
+                         job->n_mxfp4_layers ? mq_codes_bytes(&shape, MQ_GROUP_MXFP4) : 0);
+    out->scratch_bytes = (out->in_memory ? 2 : 3) * s.stream + 2 * codes;
     return MQ_OK;
 }
 

@@ -2,6 +2,9 @@
 #ifndef MQ_TOOLS_CALIBRATE_STATE_H
 #define MQ_TOOLS_CALIBRATE_STATE_H
 
+#include <pthread.h>
+#include <stdatomic.h>
+
 #include "calib/hidden.h"
 #include "runtime/forward.h"
 #include "tools/calibrate.h"
@@ -28,6 +31,23 @@ typedef struct mq_expert_bench {
     uint8_t *device_data, *device_scale; /* copies of data and scale */
     float *post_norm, *layer_gram;       /* copies of the calibration's */
 } mq_expert_bench;
+
+/* The end of a layer, on a thread of its own while the next layer is done. */
+typedef struct mq_layer_end {
+    mq_calibration *c;
+    pthread_t thread;
+    bool is_running;
+    mq_journal_layer line;
+    mq_hidden *stream;          /* behind the layer, lent by the calibration, which reads it */
+    bool has_codes;             /* shards are to be made of codes and account */
+    int64_t group;              /* of the layer's shards; -1: not calibrated */
+    const mq_codes *codes;
+    mq_convert_account account; /* owned until it is in done */
+    mq_convert_done *done;
+    int64_t *n_weights;
+    mq_status st;
+    mq_err err;
+} mq_layer_end;
 
 struct mq_calibration {
     mq_convert_job *job;
@@ -60,7 +80,7 @@ struct mq_calibration {
     int32_t *route_ids; /* [n_rows, topk] */
     float *route_coef;
     mq_routes routes;
-    mq_codes *codes;
+    mq_codes *codes, *other_codes; /* of the layer being done; of the one that is being written */
     uint8_t *device_codes; /* of the expert lent last, dev's memory; NULL on the host */
     float *layer_gram; /* [hidden, hidden] lower triangle, dev's memory */
     int32_t *sample;   /* [n_sample] rows for cold experts, ascending */
@@ -69,6 +89,8 @@ struct mq_calibration {
     const float *post_norm;   /* of the layer being done, lent by the store */
     int layer;
     mq_convert_account account; /* of the layer being done */
+    mq_layer_end end;           /* of the layer before */
+    atomic_bool end_failed;
     mq_progress *progress;
 };
 
@@ -88,6 +110,11 @@ mq_status mq_calibration_fill_recipe(mq_calibration *c, mq_err *err);
 
 /* The group of a layer's shards. */
 int64_t mq_calibration_group(const mq_convert_job *job, int layer);
+/* c->layer is done, c->before the stream behind it, c->account (which is taken) its account: begin to leave it behind.  Then c->codes
+ * are others. */
+mq_status mq_calibration_end_layer(mq_calibration *c, bool has_codes, mq_convert_done *done, int64_t *n_weights, mq_err *err);
+/* Wait until the layer before is left behind, if one is. */
+mq_status mq_calibration_join(mq_calibration *c, mq_err *err);
 /* Remove the stream saved behind layer, if it is there. */
 mq_status mq_calibration_remove_hidden(const mq_calibration *c, int layer, mq_err *err);
 /* line is about to be journalled.  If the old journal told of another stream, nothing that was made behind it holds. */

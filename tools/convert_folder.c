@@ -41,12 +41,14 @@ static bool is_shard_name(const char *name, size_t n)
     return false;
 }
 
-/* "scratch-codes", "scratch-hidden-" and a layer's number: what calibration leaves while it is unfinished. */
+/* "scratch-codes", its other one, "scratch-hidden-" and a layer's number: what calibration leaves while it is unfinished. */
 static bool is_scratch_name(const char *name, size_t n)
 {
     static const char hidden[] = MQ_HIDDEN_NAME "-";
-    if (n == strlen(MQ_CODES_NAME) && memcmp(name, MQ_CODES_NAME, n) == 0)
-        return true;
+    static const char *const codes[] = {MQ_CODES_NAME, MQ_OTHER_CODES_NAME};
+    for (int i = 0; i < 2; i++)
+        if (n == strlen(codes[i]) && memcmp(name, codes[i], n) == 0)
+            return true;
     size_t m = sizeof hidden - 1;
     return n > m && memcmp(name, hidden, m) == 0 && strspn(name + m, "0123456789") >= n - m;
 }
