@@ -43,7 +43,8 @@ typedef struct mq_calibration_plan {
 } mq_calibration_plan;
 
 /* budget 0: half of mq_machine_bytes.  fixed_bytes and, for each thread,
- * thread_bytes: what the process takes besides.  MQ_E_NOMEM says what is needed. */
+ * thread_bytes: what the process takes besides.  MQ_E_NOMEM says what is needed
+ * and what there is, of the budget or of a device's free memory. */
 mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job *job, int64_t n_rows, int64_t window,
                                   int n_threads, int64_t budget, int64_t fixed_bytes, int64_t thread_bytes, mq_err *err);
 /* Bytes that a whole run writes to scratch files, one layer after the other; *saved_bytes of them are residual streams to go on from. */

@@ -98,6 +98,29 @@ static int64_t fit(mq_calibration_plan *out, const sizes *s, int n)
     return out->n_workers;
 }
 
+/* Has every device as much memory free as the run takes: first_bytes of the first one, more_bytes of any other?  Found out before
+ * hours of work. */
+static mq_status check_devices(const mq_convert_job *job, int64_t n_devices, int64_t first_bytes, int64_t more_bytes, mq_err *err)
+{
+    const mq_kernels *k = mq_calibration_kernels(job);
+    for (int i = 0; i < n_devices; i++) {
+        int64_t need = i == 0 ? first_bytes : more_bytes, free_bytes, total_bytes;
+        char needed[32], left[32];
+        mq_dev *dev;
+        MQ_TRY(k->dev_open(&dev, mq_calibration_ordinal(job, i), 1, NULL, err));
+        mq_status st = k->memory(dev, &free_bytes, &total_bytes, err);
+        if (st == MQ_OK && free_bytes < need) {
+            mq_cli_bytes_text(needed, need);
+            mq_cli_bytes_text(left, free_bytes);
+            st = mq_fail(err, MQ_E_NOMEM, "%s: calibrating this model needs %s of its memory, %s are free", k->dev_name(dev), needed,
+                         left);
+        }
+        k->dev_close(dev);
+        MQ_TRY(st);
+    }
+    return MQ_OK;
+}
+
 mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job *job, int64_t n_rows, int64_t window,
                                   int n_threads, int64_t budget, int64_t fixed_bytes, int64_t thread_bytes, mq_err *err)
 {
@@ -128,8 +151,10 @@ mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job
     }
     *out = best;
     /* On the host common_bytes counts more than there is, as what lies on the first device is among it. */
-    if (!s.on_host)
+    if (!s.on_host) {
         out->device_bytes = streaming + common_bytes(job, n_rows, window, 0) + device_bench;
+        MQ_TRY(check_devices(job, s.least_benches, out->device_bytes, device_bench, err));
+    }
     /* While a layer is written the next one is done: of the streams two are saved, a third is being made. */
     int64_t codes = max2(mq_codes_bytes(&shape, job->opt.group),
                          job->n_mxfp4_layers ? mq_codes_bytes(&shape, MQ_GROUP_MXFP4) : 0);

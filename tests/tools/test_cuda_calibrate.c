@@ -234,6 +234,33 @@ START_TEST(a_failed_run_goes_on_on_the_same_kind_alone)
 }
 END_TEST
 
+/* Memory of devices is looked at before anything is written; what is asked for is enough. */
+START_TEST(device_memory_is_compared_with_what_is_needed)
+{
+    char *checkpoint = make_model("checkpoint", MQ_SCHEME_BF16), *out = in_dir("memory");
+    mq_convert_result r;
+    mq_convert_options o = options(checkpoint, out, 2);
+    mq_emulator_set_memory(1 << 20);
+    mq_assert_fails(mq_convert(&r, &o, &quiet_cli, &err), MQ_E_NOMEM, &err, "cuda 0, emulated GPU");
+    ck_assert_msg(strstr(err.text, "calibrating this model needs ") && strstr(err.text, " of its memory, 1.05 MB are free"), "%s",
+                  err.text);
+    o.dry_run = true;
+    ck_assert_int_eq(mq_convert(&r, &o, &quiet_cli, &err), MQ_E_NOMEM);
+    ck_assert(!mq_path_exists(out));
+    mq_emulator_set_memory(INT64_C(1) << 34);
+    mq_assert_ok(mq_convert(&r, &o, &quiet_cli, &err), &err);
+    o.dry_run = false;
+    mq_emulator_set_memory(r.device_bytes);
+    mq_assert_ok(mq_convert(&r, &o, &quiet_cli, &err), &err);
+    mq_emulator_set_memory(r.device_bytes - 1);
+    o.overwrite = true;
+    ck_assert_int_eq(mq_convert(&r, &o, &quiet_cli, &err), MQ_E_NOMEM);
+    mq_emulator_set_memory(INT64_C(1) << 34);
+    free(checkpoint);
+    free(out);
+}
+END_TEST
+
 START_TEST(devices_that_are_not_there)
 {
     char *checkpoint = make_model("checkpoint", MQ_SCHEME_BF16), *out = in_dir("none");
@@ -264,8 +291,10 @@ int main(void)
     tcase_add_test(t, devices_change_no_byte_and_come_close_to_the_cpu);
     tcase_add_test(t, experts_that_were_mxfp4);
     tcase_add_test(t, devices_that_are_not_there);
-    if (!is_real)
+    if (!is_real) {
         tcase_add_test(t, a_failed_run_goes_on_on_the_same_kind_alone);
+        tcase_add_test(t, device_memory_is_compared_with_what_is_needed);
+    }
     suite_add_tcase(s, t);
     return mq_test_run(s);
 }
