@@ -13,7 +13,8 @@
  * what the first 1, 2, ... guesses would have been worth.
  *
  * Drafting itself is given up for a while when the pace of drafted steps is below plain decoding's;
- * pauses grow while the trials between them fail. */
+ * pauses grow while the trials between them fail, and these trials are short: they lean on what the
+ * ones before left behind. */
 #include "runtime/width.h"
 
 #include <assert.h>
@@ -32,7 +33,7 @@ static const double DRAFT_KEEP = 1.0 - 1.0 / 32;
 static const double REST_KEEP = 0.5; /* what a pause leaves of the sums that led to it */
 static const double WORTH_KEEP = 1.0 - 1.0 / 64;
 enum { ASK_ALL = 32 }; /* every so many proposals are of all guesses */
-enum { TRIAL = 12, FIRST_REST = 32, LONGEST_REST = 512 };
+enum { TRIAL = 12, SHORT_TRIAL = 4, FIRST_REST = 32, LONGEST_REST = 1024 };
 
 static int bin_of(float confidence)
 {
@@ -194,13 +195,14 @@ static void learn_chances(mq_width *w, const float *confidence, int rows, int n_
     }
 }
 
-/* Is drafting worth its time?  Asked every TRIAL drafted steps: go on, or pause.  Expected tokens
+/* Is drafting worth its time?  Asked every TRIAL drafted steps, sooner after a pause: go on, or
+ * pause.  Expected tokens
  * say it sooner than the tokens that came, which vary more from step to step. */
 static void judge_drafting(mq_width *w, double tokens, double s)
 {
     w->draft_tokens = DRAFT_KEEP * w->draft_tokens + tokens;
     w->draft_in_s = DRAFT_KEEP * w->draft_in_s + s;
-    if (++w->n_trial < TRIAL)
+    if (++w->n_trial < (w->next_rest == FIRST_REST ? TRIAL : SHORT_TRIAL))
         return;
     w->n_trial = 0;
     if (w->draft_tokens * cost(w, 1) < w->draft_in_s) {
