@@ -205,6 +205,18 @@ void mq_draft_reset(mq_draft *d)
 
 /* ---- Commit and propose ---- */
 
+/* The anchor's row sees the window's positions but its own, the rows behind it fewer. */
+int64_t mq_draft_reach(const mq_store *store, mq_draft_kind kind)
+{
+    return kind == MQ_DRAFT_DFLASH ? mq_store_draft_model(store)->attn.window - 1 : -1;
+}
+
+void mq_draft_skip(mq_draft *d, int64_t n)
+{
+    assert(n >= 0 && d->kind == MQ_DRAFT_DFLASH);
+    d->length += n;
+}
+
 static mq_status check_id(const mq_draft *d, int32_t id, int64_t pos, mq_err *err)
 {
     if (id >= 0 && id < d->s.vocab)

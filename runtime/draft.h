@@ -72,6 +72,13 @@ int64_t mq_draft_length(const mq_draft *d);
 mq_status mq_draft_commit(mq_draft *d, const int32_t *ids, const float *const *features, int64_t n,
                           mq_err *err);
 
+/* Committed positions before an anchor that any proposal may look at; -1: no bound (MTP, whose commits
+ * compute nothing). */
+int64_t mq_draft_reach(const mq_store *store, mq_draft_kind kind);
+/* Positions length .. length + n - 1 are committed and out of reach of all proposals to come: nothing is
+ * kept of them.  Only where there is a reach. */
+void mq_draft_skip(mq_draft *d, int64_t n);
+
 /* Guess the n tokens (1 to mq_draft_most) after anchor, which stands at position length (its own
  * row of the target is not computed yet): tokens [n], and confidence [n] the drafter's softmax
  * probability of each; both host.  At least one position is committed (MQ_E_ARG otherwise).

@@ -3,7 +3,8 @@
  *
  * With a drafter every call also copies the residual stream after the drafter's layers.  The copies
  * wait in a buffer, where rows that are taken back are simply dropped, until a proposal wants them
- * or the buffer is full: a step without a proposal costs the drafter nothing but the copies.
+ * or the buffer is full: a step without a proposal costs the drafter nothing but the copies, and of a
+ * long prompt or pause only what the drafter can see of it is ever computed.
  *
  * The memory that weights, cache and workspace will take is computed from headers and compared with
  * the budget before anything large is allocated. */
@@ -44,8 +45,10 @@ struct mq_engine {
 
     mq_draft *draft;      /* NULL: none */
     int n_taps;           /* layers it looks at */
-    float *features;      /* [n_taps, prefill_rows, hidden], dev's memory: positions from */
-    int32_t *waiting_ids; /* [prefill_rows] the drafter's length on, and their tokens */
+    int64_t reach;        /* mq_draft_reach */
+    int64_t most_waiting; /* rows of */
+    float *features;      /* [n_taps, most_waiting, hidden], dev's memory: positions from */
+    int32_t *waiting_ids; /* [most_waiting] the drafter's length on, and their tokens */
     int64_t n_waiting;
 };
 
@@ -102,6 +105,18 @@ static int n_taps_of(const mq_store *s, mq_draft_kind kind)
                                      : 1;
 }
 
+/* Rows that wait for a drafter while nothing is proposed: those in its reach and before that what a
+ * rollback may uncover, and two chunks of a prompt more, so that old rows go many at a time. */
+static int64_t waiting_kept(int64_t reach)
+{
+    return reach + MAX_STEP;
+}
+
+static int64_t waiting_rows(int64_t reach, int64_t rows)
+{
+    return reach < 0 ? rows : waiting_kept(reach) + 2 * rows;
+}
+
 /* Bytes of the drafter and of the features that wait for it. */
 static mq_status drafter_bytes(int64_t *out, const mq_store *s, mq_draft_kind kind, int64_t rows,
                                mq_err *err)
@@ -113,7 +128,7 @@ static mq_status drafter_bytes(int64_t *out, const mq_store *s, mq_draft_kind ki
         return mq_fail(err, MQ_E_UNSUPPORTED, "%s: the model has no %s", mq_store_dir(s),
                        draft_name(kind));
     *out = mq_draft_bytes(s, kind, rows) +
-           rows * (4 * (int64_t)n_taps_of(s, kind) * mq_store_model(s)->hidden + 4);
+           waiting_rows(mq_draft_reach(s, kind), rows) * (4 * (int64_t)n_taps_of(s, kind) * mq_store_model(s)->hidden + 4);
     return MQ_OK;
 }
 
@@ -180,10 +195,12 @@ static mq_status open_draft(mq_engine *e, mq_draft_kind kind, mq_err *err)
         return MQ_OK;
     MQ_TRY(mq_draft_create(&e->draft, kind, e->kernels, e->dev, e->store, e->prefill_rows, err));
     e->n_taps = mq_draft_taps(e->draft, &layers);
-    int64_t floats = e->n_taps * e->prefill_rows * mq_store_model(e->store)->hidden;
+    e->reach = mq_draft_reach(e->store, kind);
+    e->most_waiting = waiting_rows(e->reach, e->prefill_rows);
+    int64_t floats = e->n_taps * e->most_waiting * mq_store_model(e->store)->hidden;
     MQ_TRY(e->kernels->alloc(e->dev, &p, 4 * floats, err));
     e->features = p;
-    e->waiting_ids = calloc((size_t)e->prefill_rows, sizeof *e->waiting_ids);
+    e->waiting_ids = calloc((size_t)e->most_waiting, sizeof *e->waiting_ids);
     return e->waiting_ids ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "drafter: out of memory");
 }
 
@@ -380,26 +397,56 @@ static mq_status check_ids(const mq_engine *e, const int32_t *ids, int64_t n, mq
     return MQ_OK;
 }
 
-/* Tell the drafter of the positions that wait. */
+/* Row i of what waits of a layer's output. */
+static float *waiting_row(const mq_engine *e, int tap, int64_t i)
+{
+    return e->features + (tap * e->most_waiting + i) * mq_engine_model(e)->hidden;
+}
+
+/* Tell the drafter of the positions that wait, as far as it can still see them. */
 static mq_status commit_waiting(mq_engine *e, mq_err *err)
 {
-    const float *features[MQ_MAX_TAPS];
-    if (e->n_waiting == 0)
-        return MQ_OK;
-    for (int i = 0; i < e->n_taps; i++)
-        features[i] = e->features + i * e->prefill_rows * mq_engine_model(e)->hidden;
-    MQ_TRY(mq_draft_commit(e->draft, e->waiting_ids, features, e->n_waiting, err));
+    int64_t at = 0, n;
+    if (e->reach >= 0 && e->n_waiting > e->reach) {
+        at = e->n_waiting - e->reach;
+        mq_draft_skip(e->draft, at);
+    }
+    for (; at < e->n_waiting; at += n) {
+        const float *features[MQ_MAX_TAPS];
+        n = at_most(e->n_waiting - at, e->prefill_rows);
+        for (int i = 0; i < e->n_taps; i++)
+            features[i] = waiting_row(e, i, at);
+        MQ_TRY(mq_draft_commit(e->draft, e->waiting_ids + at, features, n, err));
+    }
     e->n_waiting = 0;
+    return MQ_OK;
+}
+
+/* Forget the rows that no proposal will see, and move the others to the front: in pieces that do not touch
+ * what they come from. */
+static mq_status drop_old(mq_engine *e, mq_err *err)
+{
+    int64_t keep = waiting_kept(e->reach), drop = e->n_waiting - keep;
+    int64_t row_bytes = 4 * (int64_t)mq_engine_model(e)->hidden;
+    for (int64_t i = 0, n; i < keep; i += n) {
+        n = at_most(keep - i, drop);
+        for (int tap = 0; tap < e->n_taps; tap++)
+            MQ_TRY(e->kernels->copy(e->dev, waiting_row(e, tap, i), waiting_row(e, tap, drop + i), n * row_bytes, err));
+    }
+    MQ_TRY(e->kernels->dev_sync(e->dev, err)); /* the lanes that write there may have streams of their own */
+    memmove(e->waiting_ids, e->waiting_ids + drop, (size_t)keep * sizeof *e->waiting_ids);
+    mq_draft_skip(e->draft, drop);
+    e->n_waiting = keep;
     return MQ_OK;
 }
 
 /* Where the residual stream of the next n rows is kept for the drafter. */
 static mq_status make_room(mq_engine *e, float **out, int64_t n, mq_err *err)
 {
-    if (e->n_waiting + n > e->prefill_rows)
-        MQ_TRY(commit_waiting(e, err));
+    if (e->n_waiting + n > e->most_waiting)
+        MQ_TRY(e->reach < 0 ? commit_waiting(e, err) : drop_old(e, err));
     for (int i = 0; i < e->n_taps; i++)
-        out[i] = e->features + (i * e->prefill_rows + e->n_waiting) * mq_engine_model(e)->hidden;
+        out[i] = waiting_row(e, i, e->n_waiting);
     return MQ_OK;
 }
 

@@ -155,6 +155,47 @@ START_TEST(rollback_then_redo_is_bit_equal)
 }
 END_TEST
 
+/* A drafter that is asked after every chunk has been told of every position, one that is asked at the end only of
+ * those in its reach: their guesses are the same, bit for bit. */
+START_TEST(positions_out_of_reach_change_no_guess)
+{
+    enum { CHUNK = 40, ASKED = 7 };
+    const char *dir = ref_model("nano");
+    if (!dir)
+        return;
+    static const int lengths[] = {200, 255, 256, 257, 520, 840, 1000};
+    mq_err err;
+    int32_t *ids = prompts(dir), tokens[2][ASKED];
+    float confidence[2][ASKED];
+    mq_engine *e[2];
+    mq_engine_options o = {.n_ranks = 1, .n_threads = 2, .context = 1024, .prefill_rows = CHUNK, .draft = MQ_DRAFT_DFLASH};
+    for (int k = 0; k < 2; k++)
+        mq_assert_ok(mq_engine_open(&e[k], dir, ref_kernels(), &o, &err), &err);
+    for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
+        int n = lengths[i];
+        for (int k = 0; k < 2; k++) {
+            mq_engine_reset(e[k]);
+            for (int at = 0; at < n; at += CHUNK) {
+                int rows = n - at < CHUNK ? n - at : CHUNK;
+                mq_assert_ok(mq_engine_prefill(e[k], ids + at, rows, &err), &err);
+                if (k == 0)
+                    mq_assert_ok(mq_engine_propose(e[k], tokens[k], confidence[k], 1, 1, &err), &err);
+            }
+            /* Eight rows taken back: what they had pushed out of reach is there again. */
+            mq_assert_ok(mq_engine_step(e[k], ids + n, 8, &err), &err);
+            mq_engine_rollback(e[k], n);
+            mq_assert_ok(mq_engine_propose(e[k], tokens[k], confidence[k], ids[n], ASKED, &err), &err);
+        }
+        ck_assert_msg(memcmp(tokens[0], tokens[1], sizeof tokens[0]) == 0 &&
+                          memcmp(confidence[0], confidence[1], sizeof confidence[0]) == 0,
+                      "other guesses after %d positions", n);
+    }
+    for (int k = 0; k < 2; k++)
+        mq_engine_close(e[k]);
+    free(ids);
+}
+END_TEST
+
 START_TEST(a_seeded_draw_repeats)
 {
     const char *dir = ref_model("nano");
@@ -226,6 +267,7 @@ int main(void)
     tcase_add_test(t, a_ring_that_wraps_forgets_nothing_visible);
     tcase_add_test(t, a_rows_bits_do_not_depend_on_the_number_of_rows);
     tcase_add_test(t, rollback_then_redo_is_bit_equal);
+    tcase_add_test(t, positions_out_of_reach_change_no_guess);
     tcase_add_test(t, a_seeded_draw_repeats);
     tcase_add_test(t, wrong_calls_are_refused);
     suite_add_tcase(s, t);
