@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "kernels/decode_parts.h"
+#include "kernels/exchange.h"
 #include "src/matrix.h"
 #include "src/model.h"
 #include "src/status.h"
@@ -43,6 +44,9 @@ typedef struct mq_decode_model {
     const mq_decode_rank *ranks; /* [n_local], host memory */
     int64_t max_context;         /* positions there can ever be */
     bool plain;                  /* queue every kernel by itself instead of one captured graph: same bits, slower */
+    const mq_exchange_ops *exchange_ops;
+    mq_exchange *exchange;        /* this device's end, through which the other ranks' contributions come; NULL: none needed */
+    mq_exchange_way exchange_way; /* ONE_SHOT or NCCL */
     bool loop_back; /* other ranks' contributions are taken to equal those of first_rank: the step time of one device
                        of many, with wrong text */
     int n_captures; /* layers whose outgoing residual stream is kept */

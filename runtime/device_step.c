@@ -10,25 +10,24 @@ struct mq_device_step {
     mq_dev *dev;
     mq_cache *cache;
     int n_captures;
-    mq_decode_layer *layers; /* [n_ranks, n_layers] */
-    mq_decode_rank *ranks;   /* [n_ranks] */
-    mq_mlp_weights *experts; /* [n_ranks, n_layers, n_experts] */
+    mq_decode_layer *layers; /* [n_local, n_layers] */
+    mq_decode_rank *ranks;   /* [n_local] */
+    mq_mlp_weights *experts; /* [n_local, n_layers, n_experts] */
     mq_decode_model model;
     mq_decode *decode;
 };
 
-int64_t mq_device_step_bytes(const mq_kernels *kernels, const mq_model *m, int n_ranks,
+int64_t mq_device_step_bytes(const mq_kernels *kernels, const mq_model *m, int n_ranks, int n_local,
                              int n_captures, int64_t context)
 {
-    if (!kernels->decode || !kernels->decode->create)
-        return 0;
-    return kernels->decode->bytes(m, n_ranks, n_ranks, n_captures, context);
+    return kernels->decode ? kernels->decode->bytes(m, n_ranks, n_local, n_captures, context) : 0;
 }
 
-static mq_status gather_layer(mq_device_step *s, mq_store *store, int rank, int layer, mq_err *err)
+static mq_status gather_layer(mq_device_step *s, mq_store *store, int local, int layer, mq_err *err)
 {
     const mq_model *m = s->model.model;
-    int64_t at = (int64_t)rank * m->n_layers + layer;
+    int rank = s->model.first_rank + local;
+    int64_t at = (int64_t)local * m->n_layers + layer;
     mq_decode_layer *out = &s->layers[at];
     MQ_TRY(mq_store_layer(store, &out->w, layer, rank, err));
     out->kv = *mq_cache_kv(s->cache, layer, rank);
@@ -43,46 +42,58 @@ static mq_status gather_layer(mq_device_step *s, mq_store *store, int rank, int 
 
 static mq_status gather(mq_device_step *s, mq_store *store, mq_err *err)
 {
-    const mq_model *m = mq_store_model(store);
-    size_t n_ranks = (size_t)mq_store_n_ranks(store), n_layers = (size_t)m->n_layers;
-    s->layers = calloc(n_ranks * n_layers, sizeof *s->layers);
-    s->ranks = calloc(n_ranks, sizeof *s->ranks);
-    s->experts = calloc(n_ranks * n_layers * (size_t)(m->n_experts + 1), sizeof *s->experts);
+    const mq_model *m = s->model.model;
+    size_t n_local = (size_t)s->model.n_local, n_layers = (size_t)m->n_layers;
+    s->layers = calloc(n_local * n_layers, sizeof *s->layers);
+    s->ranks = calloc(n_local, sizeof *s->ranks);
+    s->experts = calloc(n_local * n_layers * (size_t)(m->n_experts + 1), sizeof *s->experts);
     if (!s->layers || !s->ranks || !s->experts)
         return mq_fail(err, MQ_E_NOMEM, "decode step: out of memory");
-    s->model.model = m;
-    s->model.n_ranks = s->model.n_local = (int)n_ranks;
     s->model.ranks = s->ranks;
     MQ_TRY(mq_store_embedding(store, &s->model.embedding, err));
     MQ_TRY(mq_store_final_norm(store, &s->model.final_norm, err));
-    for (int r = 0; r < (int)n_ranks; r++) {
+    for (int r = 0; r < s->model.n_local; r++) {
         for (int l = 0; l < m->n_layers; l++)
             MQ_TRY(gather_layer(s, store, r, l, err));
         s->ranks[r].layers = s->layers + (size_t)r * n_layers;
-        MQ_TRY(mq_store_head(store, &s->ranks[r].head, r, err));
+        MQ_TRY(mq_store_head(store, &s->ranks[r].head, s->model.first_rank + r, err));
     }
     return MQ_OK;
 }
 
+static void describe(mq_device_step *s, const mq_store *store, const mq_device_step_options *o)
+{
+    s->n_captures = o->n_captures;
+    s->model = (mq_decode_model){.model = mq_store_model(store),
+                                 .n_ranks = mq_store_n_ranks(store),
+                                 .first_rank = o->first_rank,
+                                 .n_local = o->n_local,
+                                 .exchange_ops = o->exchange_ops,
+                                 .exchange = o->exchange,
+                                 .exchange_way = o->exchange_way,
+                                 .loop_back = mq_store_only_rank(store) >= 0,
+                                 .n_captures = o->n_captures,
+                                 .max_context = mq_cache_capacity(s->cache),
+                                 .plain = o->plain};
+    for (int i = 0; i < o->n_captures; i++)
+        s->model.capture_layers[i] = o->layers[i];
+}
+
 mq_status mq_device_step_create(mq_device_step **out, const mq_kernels *kernels, mq_dev *dev,
-                                mq_store *store, mq_cache *cache, const int *layers, int n_captures,
-                                bool plain, mq_err *err)
+                                mq_store *store, mq_cache *cache,
+                                const mq_device_step_options *options, mq_err *err)
 {
     *out = NULL;
-    if (!kernels->decode || !kernels->decode->create)
+    if (!kernels->decode)
         return mq_fail(err, MQ_E_UNSUPPORTED, "%s: no decode step of its own", kernels->name);
-    assert(n_captures <= MQ_MAX_TAPS);
+    assert(options->n_captures <= MQ_MAX_TAPS);
     mq_device_step *s = calloc(1, sizeof *s);
     if (!s)
         return mq_fail(err, MQ_E_NOMEM, "decode step: out of memory");
     s->kernels = kernels;
     s->dev = dev;
     s->cache = cache;
-    s->n_captures = s->model.n_captures = n_captures;
-    for (int i = 0; i < n_captures; i++)
-        s->model.capture_layers[i] = layers[i];
-    s->model.max_context = mq_cache_capacity(cache);
-    s->model.plain = plain;
+    describe(s, store, options);
     mq_status st = gather(s, store, err);
     if (st == MQ_OK)
         st = kernels->decode->create(&s->decode, dev, &s->model, err);
