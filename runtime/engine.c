@@ -220,6 +220,8 @@ static mq_status prepare_steps(mq_engine *e, const mq_engine_options *o, mq_err 
                           .plain_step = o->plain_step};
     if (e->draft)
         lo.n_taps = mq_draft_taps(e->draft, &lo.tap_layers);
+    if (!o->composed_step)
+        MQ_TRY(mq_lane_connect(e->lanes, e->n_lanes, o->allreduce, err));
     for (int i = 0; i < e->n_lanes; i++) {
         MQ_TRY(mq_lane_prepare_step(e->lanes[i], &lo, err));
         lo.n_taps = 0; /* the drafter is on the first */
@@ -459,14 +461,29 @@ typedef struct call {
     float *captures[MQ_MAX_TAPS];
 } call;
 
+static mq_status feed_lane(const call *c, int member, mq_err *err)
+{
+    const mq_engine *e = c->e;
+    mq_lane *l = e->lanes[member];
+    MQ_TRY(mq_lane_feed(l, c->is_step, c->ids, c->n, member == 0 ? c->captures : NULL, err));
+    if (c->n_logits == 0)
+        return e->kernels->dev_sync(mq_lane_dev(l), err);
+    MQ_TRY(mq_lane_head(l, c->n_logits, err));
+    if (e->n_lanes == 1)
+        return MQ_OK;
+    MQ_TRY(mq_group_wait(e->group, err));
+    for (int i = 1; member == 0 && i < e->n_lanes; i++)
+        MQ_TRY(mq_lane_take_logits(l, e->lanes[i], c->n_logits, err));
+    return MQ_OK;
+}
+
 static mq_status call_lane(void *ctx, int member, mq_err *err)
 {
-    call *c = ctx;
-    mq_lane *l = c->e->lanes[member];
-    MQ_TRY(mq_lane_feed(l, c->is_step, c->ids, c->n, member == 0 ? c->captures : NULL, err));
-    if (c->n_logits > 0)
-        MQ_TRY(mq_lane_head(l, c->n_logits, err));
-    return c->e->kernels->dev_sync(mq_lane_dev(l), err);
+    const call *c = ctx;
+    mq_status st = feed_lane(c, member, err);
+    if (st != MQ_OK)
+        mq_lane_give_up(c->e->lanes[member]);
+    return st;
 }
 
 /* The layers for n ids, at most prefill_rows; what the drafter wants to know of them waits. */

@@ -33,6 +33,7 @@ typedef struct mq_engine_options {
     int n_devices;        /* 0: device 0 */
     mq_precision precision; /* of prefill's and drafters' products, and of a composed step's; MQ_E_UNSUPPORTED from a
                                device that has F32 alone */
+    mq_exchange_way allreduce; /* between devices: MQ_EXCHANGE_ONE_SHOT or MQ_EXCHANGE_NCCL */
     bool composed_step;   /* the decode step composed of single operations even where the device
                              brings one along */
     bool plain_step;      /* the device's step without a graph: same bits */

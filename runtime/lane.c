@@ -15,6 +15,9 @@ struct mq_lane {
     mq_store *store;
     mq_forward *forward;
     mq_cache *cache;
+    int first_rank, n_local; /* its ranks */
+    mq_exchange *exchange;   /* with other lanes, or NULL */
+    mq_exchange_way way;
     mq_device_step *step; /* NULL: composed */
     mq_err why_composed;
     int n_taps;
@@ -51,6 +54,8 @@ void mq_lane_close(mq_lane *l)
     if (!l)
         return;
     mq_device_step_free(l->step);
+    if (l->exchange)
+        l->kernels->exchange->close(l->exchange);
     if (l->dev) {
         l->kernels->release(l->dev, l->logits);
         l->kernels->release(l->dev, l->x);
@@ -88,15 +93,35 @@ mq_status mq_lane_load(mq_lane *l, const mq_lane_options *options, mq_join *join
     MQ_TRY(mq_forward_create(&l->forward, l->kernels, l->dev, l->store, options->rows, options->rows, err));
     if (join)
         mq_forward_set_join(l->forward, join, member);
-    int first = join ? mq_join_first_rank(join, member) : 0;
-    int n_held = join ? mq_join_n_local(join) : mq_store_only_rank(l->store) >= 0 ? 1 : n_ranks;
-    MQ_TRY(mq_cache_create_held(&l->cache, l->kernels, l->dev, m, n_ranks, first, n_held, options->context,
-                                options->rows, err));
+    int only = mq_store_only_rank(l->store);
+    l->first_rank = join ? mq_join_first_rank(join, member) : only >= 0 ? only : 0;
+    l->n_local = join ? mq_join_n_local(join) : only >= 0 ? 1 : n_ranks;
+    MQ_TRY(mq_cache_create_held(&l->cache, l->kernels, l->dev, m, n_ranks, l->first_rank, l->n_local,
+                                options->context, options->rows, err));
     MQ_TRY(l->kernels->alloc(l->dev, &p, 4 * options->rows * m->hidden, err));
     l->x = p;
     MQ_TRY(l->kernels->alloc(l->dev, &p, 4 * (int64_t)MQ_LANE_STEP_ROWS * m->vocab, err));
     l->logits = p;
     return MQ_OK;
+}
+
+mq_status mq_lane_connect(mq_lane *const *lanes, int n, mq_exchange_way way, mq_err *err)
+{
+    mq_exchange *ends[MQ_EXCHANGE_MAX_RANKS];
+    const mq_exchange_ops *ops = lanes[0]->kernels->exchange;
+    if (n == 1 || !ops || mq_store_n_ranks(lanes[0]->store) > MQ_EXCHANGE_MAX_RANKS)
+        return MQ_OK;
+    for (int i = 0; i < n; i++) {
+        mq_lane *l = lanes[i];
+        const mq_exchange_plan plan = {.n_ranks = mq_store_n_ranks(l->store),
+                                       .first_rank = l->first_rank,
+                                       .n_local = l->n_local,
+                                       .hidden = mq_store_model(l->store)->hidden};
+        MQ_TRY(ops->create(&l->exchange, l->dev, &plan, err));
+        l->way = way;
+        ends[i] = l->exchange;
+    }
+    return way == MQ_EXCHANGE_NCCL ? ops->connect_nccl(ends, n, NULL, err) : ops->connect(ends, n, err);
 }
 
 mq_status mq_lane_prepare_step(mq_lane *l, const mq_lane_options *options, mq_err *err)
@@ -108,8 +133,15 @@ mq_status mq_lane_prepare_step(mq_lane *l, const mq_lane_options *options, mq_er
         (void)mq_fail(&l->why_composed, MQ_E_UNSUPPORTED, "asked for");
         return MQ_OK;
     }
-    mq_status st = mq_device_step_create(&l->step, l->kernels, l->dev, l->store, l->cache, l->tap_layers, l->n_taps,
-                                         options->plain_step, &l->why_composed);
+    const mq_device_step_options so = {.first_rank = l->first_rank,
+                                       .n_local = l->n_local,
+                                       .exchange_ops = l->kernels->exchange,
+                                       .exchange = l->exchange,
+                                       .exchange_way = l->way,
+                                       .layers = l->tap_layers,
+                                       .n_captures = l->n_taps,
+                                       .plain = options->plain_step};
+    mq_status st = mq_device_step_create(&l->step, l->kernels, l->dev, l->store, l->cache, &so, &l->why_composed);
     return st == MQ_OK || st == MQ_E_UNSUPPORTED ? MQ_OK : mq_fail(err, st, "%s", l->why_composed.text);
 }
 
@@ -125,7 +157,7 @@ int64_t mq_lane_workspace_bytes(const mq_kernels *kernels, const mq_model *m, in
     int64_t bytes = mq_forward_workspace_bytes(m, n_ranks, rows, rows) + 4 * rows * m->hidden +
                     4 * (int64_t)MQ_LANE_STEP_ROWS * m->vocab;
     if (!options->composed_step)
-        bytes += mq_device_step_bytes(kernels, m, n_ranks, options->n_taps, options->context);
+        bytes += mq_device_step_bytes(kernels, m, n_ranks, n_ranks / n_lanes, options->n_taps, options->context);
     return n_lanes > 1 ? bytes + mq_join_bytes(n_ranks, mq_lane_join_count(m, n_ranks, rows)) : bytes;
 }
 
@@ -150,10 +182,29 @@ mq_status mq_lane_feed(mq_lane *l, bool is_step, const int32_t *ids, int64_t n, 
 mq_status mq_lane_head(mq_lane *l, int64_t n, mq_err *err)
 {
     assert(n >= 1 && n <= l->n_fed && n <= MQ_LANE_STEP_ROWS);
-    if (l->was_step)
-        return MQ_OK; /* the step has computed them, of all its rows */
     const float *x = l->x + (l->n_fed - n) * mq_store_model(l->store)->hidden;
-    return mq_forward_head(l->forward, MQ_FORWARD_STEP, l->logits, x, n, err);
+    if (!l->was_step) /* otherwise the step has computed them, of all its rows */
+        MQ_TRY(mq_forward_head(l->forward, MQ_FORWARD_STEP, l->logits, x, n, err));
+    MQ_TRY(l->kernels->dev_sync(l->dev, err));
+    return l->was_step && l->exchange ? l->kernels->exchange->check(l->exchange, err) : MQ_OK;
+}
+
+mq_status mq_lane_take_logits(mq_lane *l, const mq_lane *from, int64_t n, mq_err *err)
+{
+    if (!l->was_step)
+        return MQ_OK; /* every lane has them all */
+    int64_t vocab = mq_store_model(l->store)->vocab, part = vocab / mq_store_n_ranks(l->store);
+    int64_t first = from->first_rank * part, bytes = 4 * from->n_local * part;
+    for (int64_t i = 0; i < n; i++)
+        MQ_TRY(l->kernels->copy(l->dev, mq_lane_logits(l) + i * vocab + first,
+                                mq_lane_logits(from) + i * vocab + first, bytes, err));
+    return MQ_OK;
+}
+
+void mq_lane_give_up(mq_lane *l)
+{
+    if (l->exchange)
+        l->kernels->exchange->stop(l->exchange);
 }
 
 float *mq_lane_logits(const mq_lane *l)

@@ -39,7 +39,11 @@ mq_cache *mq_lane_cache(const mq_lane *l); /* NULL before mq_lane_load */
 
 /* Read the weights and take the memory that calls will need.  join: NULL where this is the only lane. */
 mq_status mq_lane_load(mq_lane *l, const mq_lane_options *options, mq_join *join, int member, mq_err *err);
-/* The device's step, where there is one: after mq_lane_load. */
+/* Steps of several lanes exchange their ranks' contributions on the devices (kernels/exchange.h): connects lanes [n] that
+ * are loaded and share a join; with one lane, or where kernels cannot exchange, there is nothing to do.  MQ_E_UNSUPPORTED:
+ * these devices cannot. */
+mq_status mq_lane_connect(mq_lane *const *lanes, int n, mq_exchange_way way, mq_err *err);
+/* The device's step, where there is one: after mq_lane_load and mq_lane_connect. */
 mq_status mq_lane_prepare_step(mq_lane *l, const mq_lane_options *options, mq_err *err);
 /* Why steps are composed of single operations; NULL: they are not. */
 const char *mq_lane_why_composed(const mq_lane *l);
@@ -53,8 +57,13 @@ int64_t mq_lane_workspace_bytes(const mq_kernels *kernels, const mq_model *m, in
 /* Put ids [n] (host, valid; n up to rows, up to MQ_LANE_STEP_ROWS for a step) behind the sequence; captures[i] [n, hidden]
  * (dev's memory, may be NULL without taps) = the residual stream after tap_layers[i].  is_step: fixed order. */
 mq_status mq_lane_feed(mq_lane *l, bool is_step, const int32_t *ids, int64_t n, float *const *captures, mq_err *err);
-/* Logits of the last n rows (at most MQ_LANE_STEP_ROWS) of the last feed, to mq_lane_logits. */
+/* Logits of the last n rows (at most MQ_LANE_STEP_ROWS) of the last feed, to mq_lane_logits; then the device is done.  After
+ * a step of n rows a lane has the columns of its own ranks, and mq_lane_take_logits brings those of another. */
 mq_status mq_lane_head(mq_lane *l, int64_t n, mq_err *err);
+/* Queue: the columns of from's ranks, from's device being done. */
+mq_status mq_lane_take_logits(mq_lane *l, const mq_lane *from, int64_t n, mq_err *err);
+/* This lane's call failed: the others need not wait for it on their devices. */
+void mq_lane_give_up(mq_lane *l);
 float *mq_lane_logits(const mq_lane *l); /* [n, vocab] F32, dev's memory, until the next feed */
 /* out [n_layers] (host): mq_forward_distinct_experts of the last feed. */
 mq_status mq_lane_distinct_experts(mq_lane *l, int32_t *out, mq_err *err);
