@@ -153,7 +153,7 @@ static mq_status plan_bytes(mq_engine_bytes *out, const mq_kernels *kernels, con
                                 .rows = rows,
                                 .n_taps = n_taps_of(s, draft),
                                 .composed_step = o->composed_step};
-    out->workspace = n_lanes_of(o) * mq_lane_workspace_bytes(kernels, m, n_ranks, n_lanes_of(o), &lo);
+    out->workspace = n_lanes_of(o) * mq_lane_workspace_bytes(kernels, s, n_lanes_of(o), &lo);
     return MQ_OK;
 }
 

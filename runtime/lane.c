@@ -150,14 +150,16 @@ const char *mq_lane_why_composed(const mq_lane *l)
     return l->step ? NULL : l->why_composed.text;
 }
 
-int64_t mq_lane_workspace_bytes(const mq_kernels *kernels, const mq_model *m, int n_ranks, int n_lanes,
+int64_t mq_lane_workspace_bytes(const mq_kernels *kernels, const mq_store *store, int n_lanes,
                                 const mq_lane_options *options)
 {
+    const mq_model *m = mq_store_model(store);
+    int n_ranks = mq_store_n_ranks(store), n_local = mq_store_only_rank(store) >= 0 ? 1 : n_ranks / n_lanes;
     int64_t rows = options->rows;
     int64_t bytes = mq_forward_workspace_bytes(m, n_ranks, rows, rows) + 4 * rows * m->hidden +
                     4 * (int64_t)MQ_LANE_STEP_ROWS * m->vocab;
     if (!options->composed_step)
-        bytes += mq_device_step_bytes(kernels, m, n_ranks, n_ranks / n_lanes, options->n_taps, options->context);
+        bytes += mq_device_step_bytes(kernels, m, n_ranks, n_local, options->n_taps, options->context);
     return n_lanes > 1 ? bytes + mq_join_bytes(n_ranks, mq_lane_join_count(m, n_ranks, rows)) : bytes;
 }
 

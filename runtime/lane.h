@@ -50,8 +50,8 @@ const char *mq_lane_why_composed(const mq_lane *l);
 
 /* max_count of the join of n_ranks ranks whose lanes take up to rows rows. */
 int64_t mq_lane_join_count(const mq_model *m, int n_ranks, int64_t rows);
-/* Device bytes beside weights and caches, for n_ranks ranks on n_lanes lanes. */
-int64_t mq_lane_workspace_bytes(const mq_kernels *kernels, const mq_model *m, int n_ranks, int n_lanes,
+/* Device bytes of one of n_lanes lanes beside weights and caches, store being any lane's. */
+int64_t mq_lane_workspace_bytes(const mq_kernels *kernels, const mq_store *store, int n_lanes,
                                 const mq_lane_options *options);
 
 /* Put ids [n] (host, valid; n up to rows, up to MQ_LANE_STEP_ROWS for a step) behind the sequence; captures[i] [n, hidden]
