@@ -143,7 +143,6 @@ static mq_status plan_bytes(mq_engine_bytes *out, const mq_kernels *kernels, con
                        "a context of %lld positions, expected at most %d (max_position_embeddings)",
                        (long long)o->context, m->max_positions);
     out->context = o->context > 0 ? o->context : at_most(DEFAULT_CONTEXT, m->max_positions);
-    out->weights = mq_store_resident_bytes(s);
     out->cache = mq_cache_bytes(m, n_ranks, out->context, rows);
     if (mq_store_only_rank(s) >= 0)
         out->cache /= n_ranks;
@@ -157,21 +156,53 @@ static mq_status plan_bytes(mq_engine_bytes *out, const mq_kernels *kernels, con
     return MQ_OK;
 }
 
+static mq_status check_lanes(const mq_engine_options *o, mq_err *err)
+{
+    int n = n_lanes_of(o), n_ranks = n_ranks_of(o);
+    if (n > MQ_ENGINE_DEVICES || n_ranks % n != 0)
+        return mq_fail(err, MQ_E_ARG, "%d ranks on %d devices, expected at most %d and a divisor of the ranks", n_ranks, n,
+                       MQ_ENGINE_DEVICES);
+    if (n > 1 && o->synthetic && o->synthetic->only_rank >= 0)
+        return mq_fail(err, MQ_E_ARG, "one rank alone on %d devices, expected one", n);
+    return MQ_OK;
+}
+
+/* What a lane's store is opened with; the drafter lives with the first. */
+static mq_store_options store_options(const mq_engine_options *o, mq_draft_kind draft, int lane)
+{
+    int n_ranks = n_ranks_of(o), n_held = n_ranks / n_lanes_of(o);
+    return (mq_store_options){.n_ranks = n_ranks,
+                              .first_rank = lane * n_held,
+                              .n_held = n_held,
+                              .n_threads = o->n_threads,
+                              .check = true,
+                              .dflash = lane == 0 && draft == MQ_DRAFT_DFLASH,
+                              .mtp = lane == 0 && draft == MQ_DRAFT_MTP,
+                              .progress = lane == 0 ? o->progress : NULL,
+                              .progress_ctx = o->progress_ctx,
+                              .synthetic = o->synthetic,
+                              .verify = o->verify,
+                              .io = o->io};
+}
+
 mq_status mq_engine_plan(mq_engine_bytes *out, const char *dir, const mq_kernels *kernels,
                          const mq_engine_options *options, mq_err *err)
 {
     mq_draft_kind draft;
+    int64_t weights = 0;
     MQ_TRY(choose_draft(&draft, dir, options, err));
-    const mq_store_options so = {.n_ranks = n_ranks_of(options),
-                                 .n_threads = 1,
-                                 .dflash = draft == MQ_DRAFT_DFLASH,
-                                 .mtp = draft == MQ_DRAFT_MTP,
-                                 .synthetic = options->synthetic};
-    mq_store *s;
-    MQ_TRY(mq_store_open(&s, dir, &so, err));
-    mq_status st = plan_bytes(out, kernels, s, options, draft, err);
-    mq_store_close(s);
-    return st;
+    MQ_TRY(check_lanes(options, err));
+    for (int i = 0; i < n_lanes_of(options); i++) {
+        const mq_store_options so = store_options(options, draft, i);
+        mq_store *s;
+        MQ_TRY(mq_store_open(&s, dir, &so, err));
+        weights += mq_store_resident_bytes(s);
+        mq_status st = i == 0 ? plan_bytes(out, kernels, s, options, draft, err) : MQ_OK;
+        mq_store_close(s);
+        MQ_TRY(st);
+    }
+    out->weights = weights;
+    return MQ_OK;
 }
 
 static mq_status check_budget(const mq_engine_bytes *b, int64_t budget, mq_err *err)
@@ -232,33 +263,13 @@ static mq_status prepare_steps(mq_engine *e, const mq_engine_options *o, mq_err 
 /* Every device's lane, its model open but not loaded. */
 static mq_status open_lanes(mq_engine *e, const char *dir, const mq_engine_options *o, mq_draft_kind draft, mq_err *err)
 {
-    mq_store_options so = {.n_ranks = n_ranks_of(o),
-                           .n_threads = o->n_threads,
-                           .check = true,
-                           .dflash = draft == MQ_DRAFT_DFLASH,
-                           .mtp = draft == MQ_DRAFT_MTP,
-                           .progress = o->progress,
-                           .progress_ctx = o->progress_ctx,
-                           .synthetic = o->synthetic,
-                           .verify = o->verify,
-                           .io = o->io};
     int n = n_lanes_of(o);
-    if (n > MQ_ENGINE_DEVICES || so.n_ranks % n != 0)
-        return mq_fail(err, MQ_E_ARG, "%d ranks on %d devices, expected at most %d and a divisor of the ranks", so.n_ranks,
-                       n, MQ_ENGINE_DEVICES);
-    if (n > 1 && o->synthetic && o->synthetic->only_rank >= 0)
-        return mq_fail(err, MQ_E_ARG, "one rank alone on %d devices, expected one", n);
+    MQ_TRY(check_lanes(o, err));
     MQ_TRY(mq_group_create(&e->group, n, err));
     for (; e->n_lanes < n; e->n_lanes++) {
+        const mq_store_options so = store_options(o, draft, e->n_lanes);
         int ordinal = o->n_devices > 0 ? o->ordinals[e->n_lanes] : 0;
         MQ_TRY(mq_lane_open(&e->lanes[e->n_lanes], e->kernels, ordinal, dir, &so, err));
-        mq_status st = e->kernels->set_precision(mq_lane_dev(e->lanes[e->n_lanes]), o->precision, err);
-        if (st != MQ_OK) {
-            e->n_lanes++; /* open: to be closed with the engine */
-            return st;
-        }
-        so.dflash = so.mtp = false; /* the drafter lives with the first */
-        so.progress = NULL;
     }
     e->dev = mq_lane_dev(e->lanes[0]);
     e->store = mq_lane_store(e->lanes[0]);
@@ -285,6 +296,7 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
     MQ_TRY(choose_draft(&draft, dir, o, err));
     MQ_TRY(open_lanes(e, dir, o, draft, err));
     MQ_TRY(plan_bytes(&bytes, e->kernels, e->store, o, draft, err));
+    bytes.weights = mq_engine_weight_bytes(e);
     MQ_TRY(check_budget(&bytes, o->memory_bytes, err));
     for (int i = 0; i < e->n_lanes; i++)
         MQ_TRY(mq_store_check_room(mq_lane_store(e->lanes[i]),
@@ -345,7 +357,10 @@ const char *mq_engine_device_name(const mq_engine *e)
 
 int64_t mq_engine_weight_bytes(const mq_engine *e)
 {
-    return mq_store_resident_bytes(e->store);
+    int64_t bytes = 0;
+    for (int i = 0; i < e->n_lanes; i++)
+        bytes += mq_store_resident_bytes(mq_lane_store(e->lanes[i]));
+    return bytes;
 }
 
 mq_load_figures mq_engine_loaded(const mq_engine *e)

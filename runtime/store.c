@@ -32,7 +32,8 @@ struct mq_store {
     mq_place place;
     bool packed, resident, synthetic;
     int n_layers, n_experts, n_ranks;
-    int only_rank, n_held; /* -1 and n_ranks, or the one rank there is and 1 */
+    int only_rank;                 /* -1, or the one rank there is: it is lent for any */
+    mq_rank_span held, held_heads; /* the ranks whose weights are there; and slices of the head */
 
     int64_t *layer_bytes,
         *experts_bytes; /* [n_layers]: everything but experts; all experts, all ranks */
@@ -42,7 +43,7 @@ struct mq_store {
 
     mq_slot norm_slot;
     const float *final_norm;
-    mq_matrix embedding, *head; /* head [n_held] */
+    mq_matrix embedding, *head; /* head [held_heads.n] */
 
     void *reader; /* streaming */
     mq_slot layer_slot, expert_slot, vocab_slot;
@@ -64,12 +65,12 @@ struct mq_store {
 /* Where rank lies among those held, and which rank the i-th of them is. */
 static int held_index(const mq_store *s, int rank)
 {
-    return s->only_rank >= 0 ? 0 : rank;
+    return s->only_rank >= 0 ? 0 : rank - s->held.first;
 }
 
 static int held_rank(const mq_store *s, int64_t i)
 {
-    return s->only_rank >= 0 ? s->only_rank : (int)i;
+    return s->held.first + (int)i;
 }
 
 static mq_status slot_alloc(mq_store *s, mq_slot *slot, int64_t n_bytes, mq_err *err)
@@ -83,11 +84,11 @@ static mq_status slot_alloc(mq_store *s, mq_slot *slot, int64_t n_bytes, mq_err 
 static mq_status measure_experts(mq_store *s, void *reader, int layer, mq_err *err)
 {
     int64_t total = 0;
-    for (int i = 0; i < s->n_experts * s->n_held; i++) {
+    for (int i = 0; i < s->n_experts * s->held.n; i++) {
         mq_slot slot = {.measuring = true};
         mq_mlp_weights w;
-        MQ_TRY(s->backend.ops->expert(s->backend.impl, reader, &slot, &w, layer, i / s->n_held,
-                                      held_rank(s, i % s->n_held), err));
+        MQ_TRY(s->backend.ops->expert(s->backend.impl, reader, &slot, &w, layer, i / s->held.n,
+                                      held_rank(s, i % s->held.n), err));
         total += mq_round_up(slot.used, MQ_SLOT_ALIGN);
         s->max_expert_bytes = slot.used > s->max_expert_bytes ? slot.used : s->max_expert_bytes;
     }
@@ -101,7 +102,7 @@ static mq_status measure(mq_store *s, mq_err *err)
     void *impl = s->backend.impl;
     for (int l = 0; l < s->n_layers; l++) {
         mq_slot slot = {.measuring = true};
-        MQ_TRY(ops->layer(impl, s->reader, &slot, s->layer, l, err));
+        MQ_TRY(ops->layer(impl, s->reader, &slot, s->layer, l, s->held, err));
         s->layer_bytes[l] = slot.used;
         s->max_layer_bytes = slot.used > s->max_layer_bytes ? slot.used : s->max_layer_bytes;
         if (s->backend.model->is_moe[l])
@@ -109,7 +110,7 @@ static mq_status measure(mq_store *s, mq_err *err)
     }
     mq_slot embedding = {.measuring = true}, head = {.measuring = true}, norm = {.measuring = true};
     MQ_TRY(ops->embedding(impl, s->reader, &embedding, &s->embedding, err));
-    MQ_TRY(ops->head(impl, s->reader, &head, s->head, err));
+    MQ_TRY(ops->head(impl, s->reader, &head, s->head, s->held_heads, err));
     MQ_TRY(ops->final_norm(impl, s->reader, &norm, &s->final_norm, err));
     s->embedding_bytes = embedding.used;
     s->head_bytes = head.used;
@@ -180,17 +181,17 @@ static mq_status load_layer(mq_store *s, void *reader, int layer, mq_err *err)
     mq_slot *slot = &s->slots[layer];
     int64_t bytes = mq_round_up(s->layer_bytes[layer], MQ_SLOT_ALIGN) + s->experts_bytes[layer];
     MQ_TRY(slot_alloc(s, slot, bytes, err));
-    MQ_TRY(ops->layer(s->backend.impl, reader, slot, s->layers + (int64_t)layer * s->n_held, layer,
-                      err));
-    int64_t n = s->backend.model->is_moe[layer] ? (int64_t)s->n_experts * s->n_held : 0;
-    mq_mlp_weights *experts = s->experts + (int64_t)layer * s->n_experts * s->n_held;
+    MQ_TRY(ops->layer(s->backend.impl, reader, slot, s->layers + (int64_t)layer * s->held.n, layer,
+                      s->held, err));
+    int64_t n = s->backend.model->is_moe[layer] ? (int64_t)s->n_experts * s->held.n : 0;
+    mq_mlp_weights *experts = s->experts + (int64_t)layer * s->n_experts * s->held.n;
     for (int64_t i = 0; i < n; i++) {
         slot->used = mq_round_up(slot->used, MQ_SLOT_ALIGN);
-        MQ_TRY(ops->expert(s->backend.impl, reader, slot, &experts[i], layer, (int)(i / s->n_held),
-                           held_rank(s, i % s->n_held), err));
+        MQ_TRY(ops->expert(s->backend.impl, reader, slot, &experts[i], layer, (int)(i / s->held.n),
+                           held_rank(s, i % s->held.n), err));
     }
     MQ_TRY(mq_place_copy(&s->place, slot, err));
-    mq_place_move_layers(slot, s->layers + (int64_t)layer * s->n_held, s->n_held);
+    mq_place_move_layers(slot, s->layers + (int64_t)layer * s->held.n, s->held.n);
     mq_place_move_mlps(slot, experts, n);
     drop_host_copy(slot);
     report(s, bytes);
@@ -204,10 +205,11 @@ static mq_status load_vocab(mq_store *s, void *reader, bool is_head, mq_err *err
     mq_matrix *out = is_head ? s->head : &s->embedding;
     int64_t bytes = is_head ? s->head_bytes : s->embedding_bytes;
     MQ_TRY(slot_alloc(s, slot, bytes, err));
-    MQ_TRY((is_head ? s->backend.ops->head : s->backend.ops->embedding)(s->backend.impl, reader, slot,
-                                                                        out, err));
+    const mq_backend_ops *ops = s->backend.ops;
+    MQ_TRY(is_head ? ops->head(s->backend.impl, reader, slot, out, s->held_heads, err)
+                   : ops->embedding(s->backend.impl, reader, slot, out, err));
     MQ_TRY(mq_place_copy(&s->place, slot, err));
-    mq_place_move_matrices(slot, out, is_head ? s->n_held : 1);
+    mq_place_move_matrices(slot, out, is_head ? s->held_heads.n : 1);
     drop_host_copy(slot);
     report(s, bytes);
     return MQ_OK;
@@ -289,8 +291,8 @@ mq_status mq_store_check_room(const mq_store *s, int64_t extra_bytes, mq_err *er
                    "%lld bytes, %lld a rank (%d rank%s)",
                    s->dir, p->kernels->dev_name(p->dev), (long long)need, (long long)free_bytes,
                    (long long)total_bytes, (long long)weights,
-                   (long long)((weights + s->n_held - 1) / s->n_held), s->n_held,
-                   s->n_held == 1 ? "" : "s");
+                   (long long)((weights + s->held.n - 1) / s->held.n), s->held.n,
+                   s->held.n == 1 ? "" : "s");
 }
 
 mq_load_figures mq_store_loaded(const mq_store *s)
@@ -303,7 +305,7 @@ mq_status mq_store_load(mq_store *s, mq_err *err)
     if (s->resident)
         return MQ_OK;
     MQ_TRY(mq_store_check_room(s, 0, err));
-    size_t n_layers = (size_t)s->n_layers, n_held = (size_t)s->n_held;
+    size_t n_layers = (size_t)s->n_layers, n_held = (size_t)s->held.n;
     s->slots = calloc(n_layers + 2, sizeof *s->slots);
     s->layers = calloc(n_layers * n_held, sizeof *s->layers);
     s->experts = calloc(n_layers * n_held * (size_t)(s->n_experts + 1), sizeof *s->experts);
@@ -345,10 +347,10 @@ static mq_status open_backend(mq_store *s, mq_err *err)
 {
     if (s->n_ranks < 1)
         return mq_fail(err, MQ_E_ARG, "%d ranks, expected at least 1", s->n_ranks);
+    assert(s->only_rank >= 0 || (s->held.first >= 0 && s->held.first + s->held.n <= s->n_ranks));
     const mq_store_options *o = &s->options;
     s->synthetic = o->synthetic != NULL;
     s->packed = !o->synthetic && has_manifest(s->dir);
-    s->n_held = s->only_rank >= 0 ? 1 : s->n_ranks;
     MQ_TRY(o->synthetic
                ? mq_backend_open_synthetic(&s->backend, s->dir, s->n_ranks, o->synthetic,
                                            o->kernels, o->dev, o->n_threads, err)
@@ -360,8 +362,8 @@ static mq_status open_backend(mq_store *s, mq_err *err)
     s->n_experts = m->n_experts;
     s->layer_bytes = calloc((size_t)m->n_layers, sizeof *s->layer_bytes);
     s->experts_bytes = calloc((size_t)m->n_layers, sizeof *s->experts_bytes);
-    s->layer = calloc((size_t)s->n_held, sizeof *s->layer);
-    s->head = calloc((size_t)s->n_held, sizeof *s->head);
+    s->layer = calloc((size_t)s->held.n, sizeof *s->layer);
+    s->head = calloc((size_t)s->held_heads.n, sizeof *s->head);
     if (!s->layer_bytes || !s->experts_bytes || !s->layer || !s->head)
         return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", s->dir);
     MQ_TRY(mq_drafters_init(&s->drafters, &s->backend, &s->place, s->n_ranks, s->options.dflash,
@@ -391,6 +393,10 @@ mq_status mq_store_open(mq_store **out, const char *dir, const mq_store_options 
     s->options = *options;
     s->n_ranks = options->n_ranks;
     s->only_rank = options->synthetic ? options->synthetic->only_rank : -1;
+    s->held = s->only_rank >= 0      ? (mq_rank_span){s->only_rank, 1}
+              : options->n_held > 0 ? (mq_rank_span){options->first_rank, options->n_held}
+                                    : (mq_rank_span){0, s->n_ranks};
+    s->held_heads = options->dflash || options->mtp ? (mq_rank_span){0, s->n_ranks} : s->held;
     s->held_layer = s->held_expert_layer = s->held_expert = s->held_expert_rank = -1;
     pthread_mutex_init(&s->progress_lock, NULL);
     bool is_host = !options->kernels || !strcmp(options->kernels->name, "cpu");
@@ -484,6 +490,16 @@ int mq_store_only_rank(const mq_store *s)
     return s->only_rank;
 }
 
+int mq_store_first_rank(const mq_store *s)
+{
+    return s->held.first;
+}
+
+int mq_store_n_held(const mq_store *s)
+{
+    return s->held.n;
+}
+
 bool mq_store_is_synthetic(const mq_store *s)
 {
     return s->synthetic;
@@ -502,16 +518,16 @@ mq_status mq_store_layer(mq_store *s, mq_layer_weights *out, int layer, int rank
 {
     assert(layer >= 0 && layer < s->n_layers && rank >= 0 && rank < s->n_ranks);
     if (s->resident) {
-        *out = s->layers[(int64_t)layer * s->n_held + held_index(s, rank)];
+        *out = s->layers[(int64_t)layer * s->held.n + held_index(s, rank)];
         return MQ_OK;
     }
     if (s->held_layer != layer) {
         s->held_layer = -1;
         MQ_TRY(slot_reuse(s, &s->layer_slot, s->max_layer_bytes, err));
-        MQ_TRY(s->backend.ops->layer(s->backend.impl, s->reader, &s->layer_slot, s->layer, layer,
+        MQ_TRY(s->backend.ops->layer(s->backend.impl, s->reader, &s->layer_slot, s->layer, layer, s->held,
                                      err));
         MQ_TRY(mq_place_copy(&s->place, &s->layer_slot, err));
-        mq_place_move_layers(&s->layer_slot, s->layer, s->n_held);
+        mq_place_move_layers(&s->layer_slot, s->layer, s->held.n);
         s->held_layer = layer;
     }
     *out = s->layer[held_index(s, rank)];
@@ -524,12 +540,12 @@ mq_status mq_store_expert(mq_store *s, mq_mlp_weights *out, int layer, int exper
     assert(layer >= 0 && layer < s->n_layers && s->backend.model->is_moe[layer]);
     assert(expert >= 0 && expert < s->n_experts && rank >= 0 && rank < s->n_ranks);
     if (s->resident) {
-        *out = s->experts[((int64_t)layer * s->n_experts + expert) * s->n_held + held_index(s, rank)];
+        *out = s->experts[((int64_t)layer * s->n_experts + expert) * s->held.n + held_index(s, rank)];
         return MQ_OK;
     }
     if (s->expert_fn)
         return s->expert_fn(s->expert_ctx, out, layer, expert, err);
-    rank = held_rank(s, rank);
+    rank = s->only_rank >= 0 ? s->only_rank : rank;
     if (s->held_expert_layer != layer || s->held_expert != expert || s->held_expert_rank != rank) {
         s->held_expert_layer = -1;
         MQ_TRY(slot_reuse(s, &s->expert_slot, s->max_expert_bytes, err));
@@ -563,12 +579,12 @@ static mq_status hold_vocab(mq_store *s, int what, mq_err *err)
         MQ_TRY(s->backend.ops->embedding(s->backend.impl, s->reader, &s->vocab_slot, &s->embedding,
                                          err));
     else
-        MQ_TRY(s->backend.ops->head(s->backend.impl, s->reader, &s->vocab_slot, s->head, err));
+        MQ_TRY(s->backend.ops->head(s->backend.impl, s->reader, &s->vocab_slot, s->head, s->held_heads, err));
     MQ_TRY(mq_place_copy(&s->place, &s->vocab_slot, err));
     if (what == VOCAB_EMBEDDING)
         mq_place_move_matrices(&s->vocab_slot, &s->embedding, 1);
     else
-        mq_place_move_matrices(&s->vocab_slot, s->head, s->n_held);
+        mq_place_move_matrices(&s->vocab_slot, s->head, s->held_heads.n);
     s->held_vocab = what;
     return MQ_OK;
 }
@@ -584,7 +600,7 @@ mq_status mq_store_head(mq_store *s, mq_matrix *out, int rank, mq_err *err)
 {
     assert(rank >= 0 && rank < s->n_ranks);
     MQ_TRY(hold_vocab(s, VOCAB_HEAD, err));
-    *out = s->head[held_index(s, rank)];
+    *out = s->head[s->only_rank >= 0 ? 0 : rank - s->held_heads.first];
     return MQ_OK;
 }
 

@@ -50,6 +50,7 @@ typedef struct mq_store_options {
     bool resident;
     int n_ranks; /* logical ranks R: a divisor of the packed model's N; 1 for a checkpoint or any R
                     that mq_plan allows */
+    int first_rank, n_held; /* ranks whose weights are lent; n_held 0: all.  A store with a drafter lends the whole head */
     int n_threads; /* for reading and checking; 0: all processors */
     bool check;    /* packed: compare every record's digest while loading */
     bool dflash;   /* lend the DFlash drafter, where the model has one; without, it takes no memory */
@@ -91,6 +92,9 @@ int mq_store_n_ranks(const mq_store *s);
 /* The one rank of n_ranks that is there; -1: all are.  Where one is, what the calls below lend for
  * any rank is that one's: the others' contributions are taken to equal its own. */
 int mq_store_only_rank(const mq_store *s);
+/* The ranks whose weights it lends: first_rank .. first_rank + n_held - 1. */
+int mq_store_first_rank(const mq_store *s);
+int mq_store_n_held(const mq_store *s);
 bool mq_store_is_synthetic(const mq_store *s);
 /* Bytes of weights a resident store holds, and the most a streaming one holds at a time; both known
  * from headers alone. */

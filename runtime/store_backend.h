@@ -36,19 +36,24 @@ mq_status mq_slot_alloc(mq_slot *s, int64_t n_bytes, mq_err *err);
 void mq_slot_free(mq_slot *s); /* accepts a slot of zeros */
 enum { MQ_SLOT_ALIGN = 64 };
 
+/* Ranks first .. first + n - 1. */
+typedef struct mq_rank_span {
+    int first, n;
+} mq_rank_span;
+
 /* A reader holds what a thread keeps open between loads; one thread per reader, any number of
  * readers. */
 typedef struct mq_backend_ops {
     mq_status (*reader_open)(void *impl, void **reader, mq_err *err);
     void (*reader_close)(void *impl, void *reader); /* accepts a NULL reader */
-    /* out [n_ranks] */
+    /* out [ranks.n] */
     mq_status (*layer)(void *impl, void *reader, mq_slot *slot, mq_layer_weights *out, int layer,
-                       mq_err *err);
+                       mq_rank_span ranks, mq_err *err);
     mq_status (*expert)(void *impl, void *reader, mq_slot *slot, mq_mlp_weights *out, int layer,
                         int expert, int rank, mq_err *err);
     mq_status (*embedding)(void *impl, void *reader, mq_slot *slot, mq_matrix *out, mq_err *err);
-    /* out [n_ranks] */
-    mq_status (*head)(void *impl, void *reader, mq_slot *slot, mq_matrix *out, mq_err *err);
+    /* out [ranks.n] */
+    mq_status (*head)(void *impl, void *reader, mq_slot *slot, mq_matrix *out, mq_rank_span ranks, mq_err *err);
     mq_status (*final_norm)(void *impl, void *reader, mq_slot *slot, const float **out,
                             mq_err *err);
     /* The DFlash drafter: what it has outside its layers. */

@@ -125,7 +125,7 @@ static mq_status read_norms(const checkpoint *c, mq_slot *slot, mq_layer_weights
 }
 
 static mq_status load_layer(void *impl, void *reader, mq_slot *slot, mq_layer_weights *out,
-                            int layer, mq_err *err)
+                            int layer, mq_rank_span ranks, mq_err *err)
 {
     const checkpoint *c = impl;
     const place at = {MQ_STACK_MODEL, layer};
@@ -138,11 +138,12 @@ static mq_status load_layer(void *impl, void *reader, mq_slot *slot, mq_layer_we
         MQ_TRY(
             read_vector(c, slot, &common.router_bias, key_of(at, MQ_ROLE_ROUTER_BIAS), 0, 0, err));
     }
-    for (int r = 0; r < c->n_ranks; r++) {
-        out[r] = common;
-        MQ_TRY(read_attn(c, slot, &out[r].attn, at, mq_model_attn(c->m, layer), r, err));
+    for (int i = 0; i < ranks.n; i++) {
+        int r = ranks.first + i;
+        out[i] = common;
+        MQ_TRY(read_attn(c, slot, &out[i].attn, at, mq_model_attn(c->m, layer), r, err));
         if (!common.is_moe)
-            MQ_TRY(read_mlp(c, slot, &out[r].mlp, key_of(at, MQ_ROLE_GATE), c->m->intermediate, r,
+            MQ_TRY(read_mlp(c, slot, &out[i].mlp, key_of(at, MQ_ROLE_GATE), c->m->intermediate, r,
                             err));
     }
     return MQ_OK;
@@ -220,14 +221,15 @@ static mq_status load_embedding(void *impl, void *reader, mq_slot *slot, mq_matr
     return read_matrix(impl, slot, out, key_of(NO_LAYER, MQ_ROLE_EMBED), (span){0, 0, 0, 0}, err);
 }
 
-static mq_status load_head(void *impl, void *reader, mq_slot *slot, mq_matrix *out, mq_err *err)
+static mq_status load_head(void *impl, void *reader, mq_slot *slot, mq_matrix *out, mq_rank_span ranks,
+                           mq_err *err)
 {
     const checkpoint *c = impl;
     (void)reader;
     int64_t part = c->m->vocab / c->n_ranks;
-    for (int r = 0; r < c->n_ranks; r++)
-        MQ_TRY(read_matrix(c, slot, &out[r], key_of(NO_LAYER, MQ_ROLE_HEAD),
-                           (span){r * part, part, 0, 0}, err));
+    for (int i = 0; i < ranks.n; i++)
+        MQ_TRY(read_matrix(c, slot, &out[i], key_of(NO_LAYER, MQ_ROLE_HEAD),
+                           (span){(ranks.first + i) * part, part, 0, 0}, err));
     return MQ_OK;
 }
 

@@ -397,7 +397,7 @@ static mq_status load_norms(const packed *c, mq_slot *slot, mq_layer_weights *ou
 
 /* ---- What the store asks for ---- */
 
-static mq_status load_layer(void *impl, void *rd, mq_slot *slot, mq_layer_weights *out, int layer,
+static mq_status load_layer(void *impl, void *rd, mq_slot *slot, mq_layer_weights *out, int layer, mq_rank_span ranks,
                             mq_err *err)
 {
     const packed *c = impl;
@@ -410,11 +410,12 @@ static mq_status load_layer(void *impl, void *rd, mq_slot *slot, mq_layer_weight
         MQ_TRY(
             load_vector(c, slot, &common.router_bias, key_of(at, MQ_ROLE_ROUTER_BIAS), 0, 0, err));
     }
-    for (int r = 0; r < c->n_ranks; r++) {
-        out[r] = common;
-        MQ_TRY(load_attn(c, rd, slot, &out[r].attn, at, mq_model_attn(c->m, layer), r, err));
+    for (int i = 0; i < ranks.n; i++) {
+        int r = ranks.first + i;
+        out[i] = common;
+        MQ_TRY(load_attn(c, rd, slot, &out[i].attn, at, mq_model_attn(c->m, layer), r, err));
         if (!common.is_moe)
-            MQ_TRY(load_dense(c, rd, slot, &out[r].mlp, at, c->m->intermediate, r, err));
+            MQ_TRY(load_dense(c, rd, slot, &out[i].mlp, at, c->m->intermediate, r, err));
     }
     return MQ_OK;
 }
@@ -487,12 +488,13 @@ static mq_status load_embedding(void *impl, void *rd, mq_slot *slot, mq_matrix *
                        c->m->vocab, c->m->hidden, err);
 }
 
-static mq_status load_head(void *impl, void *rd, mq_slot *slot, mq_matrix *out, mq_err *err)
+static mq_status load_head(void *impl, void *rd, mq_slot *slot, mq_matrix *out, mq_rank_span ranks,
+                           mq_err *err)
 {
     const packed *c = impl;
     int64_t part = c->m->vocab / c->n_ranks;
-    for (int r = 0; r < c->n_ranks; r++)
-        MQ_TRY(load_rank(c, rd, slot, &out[r], key_of(NO_LAYER, MQ_ROLE_HEAD), r, part,
+    for (int i = 0; i < ranks.n; i++)
+        MQ_TRY(load_rank(c, rd, slot, &out[i], key_of(NO_LAYER, MQ_ROLE_HEAD), ranks.first + i, part,
                          c->m->hidden, err));
     return MQ_OK;
 }

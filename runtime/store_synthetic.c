@@ -20,7 +20,7 @@ typedef struct synthetic {
     const mq_kernels *kernels;
     mq_dev *dev;
     bool owns_dev;
-    int n_ranks, only_rank;
+    int n_ranks;
     mq_scheme expert_scheme, router_scheme;
     int group; /* of the experts */
     uint64_t seed;
@@ -163,7 +163,8 @@ static mq_status load_router(const synthetic *c, mq_slot *slot, mq_matrix *out, 
 
 /* ---- What the store asks for ---- */
 
-static mq_status load_layer(void *impl, void *reader, mq_slot *slot, mq_layer_weights *out, int layer, mq_err *err)
+static mq_status load_layer(void *impl, void *reader, mq_slot *slot, mq_layer_weights *out, int layer, mq_rank_span ranks,
+                            mq_err *err)
 {
     const synthetic *c = impl;
     int64_t hidden = c->m.hidden, n_experts = c->m.n_experts;
@@ -175,8 +176,8 @@ static mq_status load_layer(void *impl, void *reader, mq_slot *slot, mq_layer_we
         MQ_TRY(load_router(c, slot, &common.router, layer, err));
         MQ_TRY(load_vector(c, slot, &common.router_bias, layer, MQ_ROLE_ROUTER_BIAS, 0, n_experts, n_experts, err));
     }
-    int first = c->only_rank >= 0 ? c->only_rank : 0, n = c->only_rank >= 0 ? 1 : c->n_ranks;
-    for (int i = 0; i < n; i++) {
+    int first = ranks.first;
+    for (int i = 0; i < ranks.n; i++) {
         out[i] = common;
         MQ_TRY(load_attn(c, slot, &out[i].attn, layer, first + i, err));
         if (common.is_moe)
@@ -207,14 +208,13 @@ static mq_status load_embedding(void *impl, void *reader, mq_slot *slot, mq_matr
     return load_record(c, slot, out, &whole, err);
 }
 
-static mq_status load_head(void *impl, void *reader, mq_slot *slot, mq_matrix *out, mq_err *err)
+static mq_status load_head(void *impl, void *reader, mq_slot *slot, mq_matrix *out, mq_rank_span ranks,
+                           mq_err *err)
 {
     const synthetic *c = impl;
     (void)reader;
-    if (c->only_rank >= 0)
-        return load(c, slot, out, c->m.n_layers, c->only_rank, MQ_ROLE_HEAD, 0, err);
-    for (int r = 0; r < c->n_ranks; r++)
-        MQ_TRY(load(c, slot, &out[r], c->m.n_layers, r, MQ_ROLE_HEAD, 0, err));
+    for (int i = 0; i < ranks.n; i++)
+        MQ_TRY(load(c, slot, &out[i], c->m.n_layers, ranks.first + i, MQ_ROLE_HEAD, 0, err));
     return MQ_OK;
 }
 
@@ -329,7 +329,6 @@ mq_status mq_backend_open_synthetic(mq_backend *out, const char *path, int n_ran
     c->kernels = kernels;
     c->dev = dev;
     c->n_ranks = n_ranks;
-    c->only_rank = o->only_rank;
     c->seed = o->seed;
     mq_status st = open_model(c, path, o, n_threads, err);
     if (st != MQ_OK) {

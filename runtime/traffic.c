@@ -68,7 +68,7 @@ static mq_status add_layer(mq_traffic *t, mq_store *s, int layer, int first, int
 mq_status mq_traffic_read(mq_traffic *out, mq_store *s, mq_err *err)
 {
     const mq_model *m = mq_store_model(s);
-    int only = mq_store_only_rank(s), first = only >= 0 ? only : 0, n_held = only >= 0 ? 1 : mq_store_n_ranks(s);
+    int first = mq_store_first_rank(s), n_held = mq_store_n_held(s);
     mq_matrix w;
     memset(out, 0, sizeof *out);
     out->n_layers = m->n_layers;
