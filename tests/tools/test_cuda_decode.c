@@ -23,6 +23,7 @@ enum { VOCAB = 4096, MOST_TOKENS = 2048, ROWS = 8, CONTEXT = 2112 };
 static const double MEAN_KL = 6e-4, MEDIAN_KL = 2e-4;
 
 static const mq_kernels *gpu;
+static int n_devices;
 static mq_err err;
 static const mq_cli quiet_cli = {.tool = "test_cuda_decode", .usage = "", .summary = "", .quiet = true};
 
@@ -50,19 +51,28 @@ static char *pack(const char *model, int group, int n_ranks)
     return out;
 }
 
-static mq_engine *open_engine(const mq_kernels *k, const char *dir, int n_ranks, mq_draft_kind draft, bool plain)
+static mq_engine *open_on(const mq_kernels *k, int devices, const char *dir, int n_ranks, mq_draft_kind draft,
+                          bool plain)
 {
+    static const int ordinals[] = {0, 1};
     mq_engine *e;
     mq_engine_options o = {.n_ranks = n_ranks,
                            .n_threads = 2,
                            .context = CONTEXT,
                            .prefill_rows = 16,
                            .draft = draft,
+                           .ordinals = ordinals,
+                           .n_devices = devices,
                            .plain_step = plain};
     mq_assert_ok(mq_engine_open(&e, dir, k, &o, &err), &err);
     if (k == gpu)
         ck_assert_msg(!mq_engine_why_composed(e), "composed: %s", mq_engine_why_composed(e));
     return e;
+}
+
+static mq_engine *open_engine(const mq_kernels *k, const char *dir, int n_ranks, mq_draft_kind draft, bool plain)
+{
+    return open_on(k, 1, dir, n_ranks, draft, plain);
 }
 
 /* Tokens of the bundled text: on made-up ones experts tie more often, and which of two comes first is a matter of rounding. */
@@ -233,6 +243,34 @@ START_TEST(text_is_the_same_with_and_without_speculation)
 }
 END_TEST
 
+/* Ranks on devices of their own, which exchange their contributions while the step runs. */
+START_TEST(two_devices_do_not_change_a_bit)
+{
+    enum { N = 20, TEXT = 8 };
+    const mq_sampling greedy = {0.0f, 0, 1.0f, 0};
+    int32_t ids[N], text[2][TEXT];
+    float *logits[2];
+    if (n_devices < 2) {
+        printf("SKIPPED: one device\n");
+        return;
+    }
+    ids_of(ids, N);
+    char *dir = pack("nano", 64, 2);
+    for (int i = 0; i < 2; i++) {
+        mq_engine *e = open_on(gpu, i + 1, dir, 2, MQ_DRAFT_MTP, false);
+        logits[i] = feed(e, ids, N, i ? 3 : 8);
+        mq_engine_reset(e);
+        write_text(e, text[i], TEXT, 3, &greedy);
+        mq_engine_close(e);
+    }
+    ck_assert(!memcmp(logits[0], logits[1], (size_t)N * VOCAB * sizeof(float)));
+    ck_assert(!memcmp(text[0], text[1], sizeof text[0]));
+    free(logits[0]);
+    free(logits[1]);
+    free(dir);
+}
+END_TEST
+
 START_TEST(a_checkpoint_in_its_own_precision_is_composed)
 {
     mq_engine *e;
@@ -255,12 +293,15 @@ int main(void)
         printf("SKIPPED: no GPU\n");
         return MQ_TEST_SKIP;
     }
+    n_devices = is_real ? mq_cuda_count() : 2;
+    mq_emulator_set_devices(2);
     mq_emulator_guard_memory(true);
     Suite *s = suite_create("cuda_decode");
     TCase *t = tcase_create("all");
     tcase_add_loop_test(t, distributions_are_the_cpus, 0, getenv("MQ_TEST_SMALL") ? 2 : N_CASES);
     tcase_add_test(t, a_rows_bits_do_not_depend_on_the_width_or_the_graph);
     tcase_add_test(t, text_is_the_same_with_and_without_speculation);
+    tcase_add_test(t, two_devices_do_not_change_a_bit);
     tcase_add_test(t, a_checkpoint_in_its_own_precision_is_composed);
     suite_add_tcase(s, t);
     return mq_test_run(s);
