@@ -211,14 +211,18 @@ mq_status mq_cli_devices_read(mq_cli_devices *out, const char *device, mq_err *e
     return MQ_OK;
 }
 
-mq_status mq_cli_device(const char **kernels_name, const char *device, mq_err *err)
+mq_status mq_cli_device(const char **kernels_name, mq_cli_devices *devices, const char *device,
+                        mq_err *err)
 {
-    mq_cli_devices devices;
+    mq_cli_devices read;
     *kernels_name = "cpu";
-    MQ_TRY(mq_cli_devices_read(&devices, device, err));
-    if (!devices.cuda)
-        return MQ_OK;
-    return mq_fail(err, MQ_E_ARG, "--device %s: not built yet; use --device cpu", device);
+    MQ_TRY(mq_cli_devices_read(&read, device, err));
+    if (read.cuda) /* in the way of what is built, because none of it has run on a GPU yet */
+        return mq_fail(err, MQ_E_ARG, "--device %s: not built yet; use --device cpu", device);
+    *kernels_name = read.cuda ? "cuda" : "cpu";
+    if (devices)
+        *devices = read;
+    return MQ_OK;
 }
 
 bool mq_cli_text(const mq_cli *c)

@@ -121,8 +121,10 @@ typedef struct mq_cli_devices {
  * that is not there. */
 mq_status mq_cli_devices_read(mq_cli_devices *out, const char *device, mq_err *err);
 
-/* --device cpu|cuda[:0,1,...] to the name of a kernel table.  NULL: cpu.  MQ_E_ARG: another form;
- * cuda is MQ_E_DEVICE without that GPU (exit 5) and MQ_E_ARG "not built yet" with it. */
-mq_status mq_cli_device(const char **kernels_name, const char *device, mq_err *err);
+/* --device cpu|cuda[:0,1,...] to the name of a kernel table; devices (may be NULL) as
+ * mq_cli_devices_read.  NULL: cpu.  MQ_E_ARG: another form; cuda is MQ_E_DEVICE without that GPU
+ * (exit 5) and MQ_E_ARG "not built yet" with it. */
+mq_status mq_cli_device(const char **kernels_name, mq_cli_devices *devices, const char *device,
+                        mq_err *err);
 
 #endif

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "formats/manifest.h"
 #include "runtime/engine.h"
 #include "src/file.h"
 #include "src/tokenizer.h"
@@ -30,6 +31,8 @@ typedef struct run_state {
     mq_tokenizer *tokenizer; /* NULL: no text */
     mq_tokens prompt;
     mq_generation generation;
+    mq_cli_devices devices;
+    int n_ranks; /* dealt */
     mq_progress *load_progress;
     int64_t loaded;
     double load_s;
@@ -78,9 +81,63 @@ static int64_t wanted_context(const mq_run_options *o)
     return o->context || need <= usual ? o->context : need;
 }
 
+/* The table of operations of --device. */
+static mq_status find_kernels(const mq_kernels **out, run_state *r, mq_err *err)
+{
+    const char *name;
+    MQ_TRY(mq_cli_device(&name, &r->devices, r->o->device, err));
+    *out = mq_kernels_find(name);
+    return MQ_OK;
+}
+
+/* The ranks a packed model is cut for; 0 for a checkpoint. */
+static mq_status packed_ranks(int *out, const char *dir, mq_err *err)
+{
+    mq_packed *p;
+    char *manifest = mq_path_join(dir, "manifest.json");
+    *out = 0;
+    if (!manifest)
+        return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", dir);
+    bool there = mq_path_exists(manifest);
+    free(manifest);
+    if (!there)
+        return MQ_OK;
+    MQ_TRY(mq_packed_open(&p, dir, err));
+    *out = p->plan->n_ranks;
+    mq_packed_close(p);
+    return MQ_OK;
+}
+
+static int largest_divisor(int n, int most)
+{
+    int d = n < most ? n : most;
+    while (n % d != 0)
+        d--;
+    return d;
+}
+
+/* How many ranks, on how many of the devices: without --ranks as many as there are devices, if the packed model can be cut so. */
+static mq_status deal_ranks(mq_engine_options *out, run_state *r, const char *dir, mq_err *err)
+{
+    int n = r->devices.n < MQ_ENGINE_DEVICES ? r->devices.n : MQ_ENGINE_DEVICES;
+    out->ordinals = r->devices.ordinals;
+    out->n_devices = n;
+    if (n > 1 && out->n_ranks == 0) {
+        int packed = 0;
+        if (!out->synthetic)
+            MQ_TRY(packed_ranks(&packed, dir, err));
+        out->n_ranks = packed ? largest_divisor(packed, n) : n;
+    }
+    r->n_ranks = out->n_ranks > 0 ? out->n_ranks : 1;
+    out->n_ranks = r->n_ranks;
+    if (n > 1)
+        out->n_devices = largest_divisor(out->n_ranks, n);
+    return MQ_OK;
+}
+
 /* The same for a run and for --dry-run.  Without --memory the budget is what is free. */
 static mq_status engine_options(mq_engine_options *out, run_state *r, const mq_kernels *kernels,
-                                mq_err *err)
+                                const char *dir, mq_err *err)
 {
     const char *draft = r->o->draft;
     *out = (mq_engine_options){.n_ranks = (int)r->o->ranks,
@@ -96,17 +153,11 @@ static mq_status engine_options(mq_engine_options *out, run_state *r, const mq_k
                                .draft_any = draft == NULL,
                                .progress = on_load,
                                .progress_ctx = r,
-                               .verify = r->o->how_far};
+                               .verify = r->o->how_far,
+                               .allreduce = r->o->allreduce_way,
+                               .precision = r->devices.cuda ? MQ_PRECISION_BF16 : MQ_PRECISION_F32};
+    MQ_TRY(deal_ranks(out, r, dir, err));
     return r->o->memory ? MQ_OK : available_bytes(&out->memory_bytes, kernels, err);
-}
-
-/* The table of operations of --device. */
-static mq_status find_kernels(const mq_kernels **out, const run_state *r, mq_err *err)
-{
-    const char *name;
-    MQ_TRY(mq_cli_device(&name, r->o->device, err));
-    *out = mq_kernels_find(name);
-    return MQ_OK;
 }
 
 static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
@@ -115,7 +166,7 @@ static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
     MQ_TRY(find_kernels(&kernels, r, err));
     mq_engine_bytes plan;
     mq_engine_options options;
-    MQ_TRY(engine_options(&options, r, kernels, err));
+    MQ_TRY(engine_options(&options, r, kernels, dir, err));
     if (!r->o->memory && strcmp(kernels->name, "cpu") != 0)
         options.memory_bytes = 0; /* the engine asks the device, and says what a rank needs */
     MQ_TRY(mq_engine_plan(&plan, dir, kernels, &options, err));
@@ -260,7 +311,7 @@ static void report_json(run_state *r)
     mq_json_writer *w = &r->cli->json;
     mq_json_write_string(w, "model", r->model);
     mq_json_write_string(w, "device", mq_engine_device_name(r->engine));
-    mq_json_write_int(w, "ranks", r->o->ranks ? r->o->ranks : 1);
+    mq_json_write_int(w, "ranks", r->n_ranks);
     mq_json_write_int(w, "seed", r->o->seed);
     mq_json_write_int(w, "weight_bytes", mq_engine_weight_bytes(r->engine));
     mq_json_write_int(w, "context", mq_engine_context(r->engine));
@@ -297,7 +348,7 @@ static void print_bench(const run_state *r)
     char weights[32];
     mq_cli_bytes_text(weights, mq_engine_weight_bytes(r->engine));
     printf("device        %s\n", mq_engine_device_name(r->engine));
-    printf("ranks         %d\n", r->o->ranks ? (int)r->o->ranks : 1);
+    printf("ranks         %d\n", r->n_ranks);
     printf("weights       %s\n", weights);
     char load[120];
     load_text(load, r);
@@ -337,7 +388,7 @@ static mq_status dry_run(run_state *r, const char *dir, mq_err *err)
     const mq_kernels *kernels;
     mq_engine_bytes b;
     MQ_TRY(find_kernels(&kernels, r, err));
-    MQ_TRY(engine_options(&options, r, kernels, err));
+    MQ_TRY(engine_options(&options, r, kernels, dir, err));
     MQ_TRY(mq_engine_plan(&b, dir, kernels, &options, err));
     int64_t room = options.memory_bytes, need = b.weights + b.cache + b.workspace + b.drafter;
     mq_json_write_int(&r->cli->json, "weight_bytes", b.weights);
@@ -402,7 +453,7 @@ static mq_status run(run_state *r, mq_err *err)
     const char *name;
     MQ_TRY(mq_run_options_check(o, r->cli->n_args, r->cli->usage, err));
     const char *dir = r->model = o->config ? o->config : r->cli->args[0];
-    MQ_TRY(mq_cli_device(&name, o->device, err));
+    MQ_TRY(mq_cli_device(&name, NULL, o->device, err));
     if (o->dry_run)
         return dry_run(r, dir, err);
     if (!o->config && (!o->bench || o->prompt || o->prompt_file))
@@ -452,7 +503,9 @@ int main(int argc, char **argv)
         {"ignore-eos", MQ_OPT_FLAG, &o.ignore_eos, "", NULL, "go on after end tokens", 0, 0, 0, 0,
          NULL},
         {"ranks", MQ_OPT_INT, &o.ranks, "R", NULL,
-         "logical ranks, a divisor of the packed ranks (default 1)", 1, 64, 0, 0, NULL},
+         "logical ranks, a divisor of the packed ranks (default: as many as devices)", 1, 64, 0, 0, NULL},
+        {"allreduce", MQ_OPT_STRING, &o.allreduce, "push|nccl", NULL,
+         "how several GPUs add up (default push)", 0, 0, 0, 0, NULL},
         {"device", MQ_OPT_STRING, &o.device, "cpu|cuda[:0,1]", NULL, "where to run (default cpu)",
          0, 0, 0, 0, NULL},
         {"threads", MQ_OPT_INT, &o.threads, "N", NULL, "host threads (default: all processors)", 1,

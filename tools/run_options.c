@@ -132,6 +132,9 @@ mq_status mq_run_options_check(mq_run_options *o, int n_args, const char *usage,
     int ways = (o->prompt != NULL) + (o->prompt_file != NULL) + (o->tokens_file != NULL);
     MQ_TRY(check_synthetic(o, n_args, usage, err));
     MQ_TRY(check_draft(o, err));
+    if (o->allreduce && strcmp(o->allreduce, "push") != 0 && strcmp(o->allreduce, "nccl") != 0)
+        return mq_fail(err, MQ_E_ARG, "--allreduce %s: expected push or nccl", o->allreduce);
+    o->allreduce_way = o->allreduce && strcmp(o->allreduce, "nccl") == 0 ? MQ_EXCHANGE_NCCL : MQ_EXCHANGE_ONE_SHOT;
     o->how_far = verify_of(o->verify);
     if (ways > 1)
         return mq_fail(err, MQ_E_ARG, "give one of --prompt, --prompt-file and --tokens");

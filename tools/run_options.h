@@ -10,7 +10,7 @@
 #include "tools/run_bench.h"
 
 typedef struct mq_run_options {
-    const char *prompt, *prompt_file, *tokens_file, *device, *draft, *draft_width, *verify;
+    const char *prompt, *prompt_file, *tokens_file, *device, *draft, *draft_width, *verify, *allreduce;
     bool bench, ignore_eos, dry_run;
     int64_t max_tokens, top_k, seed, ranks, threads, context, memory;
     double temperature, top_p, synthetic_acceptance;
@@ -26,6 +26,7 @@ typedef struct mq_run_options {
     /* Set by mq_run_options_check. */
     int width; /* of --draft-width; 0: auto */
     mq_load_verify how_far; /* --verify */
+    mq_exchange_way allreduce_way; /* --allreduce */
     mq_bench_options measure;
     mq_synthetic synthetic; /* with config */
 } mq_run_options;

@@ -256,7 +256,7 @@ static mq_status open_inputs(verify_state *v, mq_err *err)
 static mq_status run_quality(verify_state *v, mq_quality *q, int n_threads, mq_err *err)
 {
     const char *name;
-    MQ_TRY(mq_cli_device(&name, v->o->device, err));
+    MQ_TRY(mq_cli_device(&name, NULL, v->o->device, err));
     const mq_kernels *k = mq_kernels_find(name);
     mq_quality_options options = {.window = v->window,
                                   .n_windows = v->n_windows,
@@ -350,7 +350,7 @@ static mq_status check_options(const mq_verify_options *o, mq_err *err)
         return mq_fail(err, MQ_E_ARG, "--window and --windows need --text");
     if (o->has_max_weight_error && !o->source)
         return mq_fail(err, MQ_E_ARG, "--max-weight-error needs --source");
-    return mq_cli_device(&name, o->device, err);
+    return mq_cli_device(&name, NULL, o->device, err);
 }
 
 mq_status mq_verify(bool *missed, const mq_verify_options *o, mq_cli *cli, mq_err *err)

@@ -259,13 +259,13 @@ START_TEST(devices_are_read_strictly)
                                         "cuda:,0", "cuda:-1", "cuda: 0", "cuda0", "cuda:0,0"};
     const char *name;
     mq_err err;
-    mq_assert_ok(mq_cli_device(&name, NULL, &err), &err);
+    mq_assert_ok(mq_cli_device(&name, NULL, NULL, &err), &err);
     ck_assert_str_eq(name, "cpu");
-    mq_assert_ok(mq_cli_device(&name, "cpu", &err), &err);
+    mq_assert_ok(mq_cli_device(&name, NULL, "cpu", &err), &err);
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
-        mq_assert_fails(mq_cli_device(&name, wrong[i], &err), MQ_E_ARG, &err,
+        mq_assert_fails(mq_cli_device(&name, NULL, wrong[i], &err), MQ_E_ARG, &err,
                         "expected cpu, cuda or cuda:0,1,...");
-    mq_assert_fails(mq_cli_device(&name, "cuda:0,4096", &err), MQ_E_DEVICE, &err,
+    mq_assert_fails(mq_cli_device(&name, NULL, "cuda:0,4096", &err), MQ_E_DEVICE, &err,
                     "--device cuda:0,4096");
 }
 END_TEST
