@@ -13,7 +13,9 @@ set -euo pipefail
 
 programs='test_cuda_device test_cuda_rows test_cuda_linear test_cuda_bf16 test_cuda_moe test_cuda_attention test_cuda_sample
           test_cuda_fill test_cuda_step_linear test_cuda_step_rows test_cuda_step_attention test_cuda_step_experts test_cuda_step_router
-          test_cuda_codes test_cuda_gram test_cuda_solve test_cuda_ldlq test_cuda_refine test_cuda_prefill test_cuda_model test_cuda_load test_cuda_exchange'
+          test_cuda_codes test_cuda_gram test_cuda_solve test_cuda_ldlq test_cuda_refine test_cuda_prefill test_cuda_model test_cuda_load
+          test_cuda_synthetic test_cuda_exchange test_cuda_decode'
+benches='bench_cuda bench_cuda_experts bench_exchange'
 here=$(cd "$(dirname "$0")" && pwd)
 
 # Shared libraries of a program, but for those of the C library, which every machine brings.
@@ -26,18 +28,20 @@ pack() {
     archive=$(realpath "$archive")
     cmake -S "$root" -B "$root/build/device" -G Ninja -DCMAKE_BUILD_TYPE=Release -DMQ_CUDA=ON
     # shellcheck disable=SC2086  # a list of targets
-    ninja -C "$root/build/device" $programs bench_cuda bench_cuda_experts
+    ninja -C "$root/build/device" $programs $benches mimo-run
     stage=$(mktemp -d)
     mkdir -p "$stage/mq-device/lib"
-    for program in $programs bench_cuda bench_cuda_experts; do
+    for program in $programs $benches ../mimo-run; do
         cp "$root/build/device/tests/$program" "$stage/mq-device/"
-        strip "$stage/mq-device/$program"
+        strip "$stage/mq-device/${program##*/}"
         for library in $(libraries_of "$root/build/device/tests/$program"); do
             cp -L "$library" "$stage/mq-device/lib/"
         done
     done
-    mkdir -p "$stage/mq-device/tests/data"
-    cp -r "$here"/data/nano* "$stage/mq-device/tests/data/" # what test_cuda_prefill test_cuda_model reads
+    mkdir -p "$stage/mq-device/tests/data/text"
+    cp -r "$here"/data/nano* "$stage/mq-device/tests/data/" # what tests of whole models read
+    cp "$here/data/text/eval.txt" "$stage/mq-device/tests/data/text/"
+    cp -r "$here/bench/configs" "$stage/mq-device/"
     cp "$here/device_run.sh" "$stage/mq-device/"
     tar -C "$stage" -czf "$archive" mq-device
     rm -rf "$stage"
@@ -93,7 +97,13 @@ run() {
             bench)
                 one bench bench_cuda ./bench_cuda
                 one bench bench_cuda_experts ./bench_cuda_experts cuda
-                cat log/bench-bench_cuda log/bench-bench_cuda_experts ;;
+                one bench bench_exchange ./bench_exchange
+                for context in 1024 32768; do # one rank of eight of Pro
+                    one bench "pro-$context" ./mimo-run --device cuda:0 --bench --synthetic configs/pro.json --ranks 8 \
+                        --only-rank 0 --bench-widths 1,4,8 --bench-context $context
+                done
+                one bench flash ./mimo-run --device cuda --bench --synthetic configs/flash.json --bench-widths 1,8
+                cat log/bench-* ;;
             *)
                 if [ -z "$checker" ]; then
                     rows+="$kind: no compute-sanitizer here"$'\n'
