@@ -3,7 +3,7 @@
  *
  * On the emulator, or with MQ_TEST_DEVICE=cuda on GPU 0 (77 where there is none).  Both sides are fed the same tokens of
  * a text through steps of 8 rows, so every position compares two distributions over the vocabulary.  MQ_TEST_FULL=1:
- * 2048 positions (hours on the emulator). */
+ * 2048 positions, some minutes on the emulator. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
