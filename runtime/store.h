@@ -78,6 +78,8 @@ void mq_store_close(mq_store *s); /* accepts NULL */
 /* Make a streaming store resident (what opening with resident does); a failure leaves it streaming.
  */
 mq_status mq_store_load(mq_store *s, mq_err *err);
+/* Threads that load a packed model where n_threads is 0: they wait for disks, so more than processors. */
+int mq_store_load_threads(void);
 /* Zeros but for a packed model that became resident. */
 mq_load_figures mq_store_loaded(const mq_store *s);
 /* MQ_E_NOMEM where what a resident store and extra_bytes more take does not fit what is free on its device; says both.
