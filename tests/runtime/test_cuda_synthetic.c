@@ -1,5 +1,10 @@
-/* Synthetic models: the same bytes on CPU and CUDA, ranks that cut one model, one rank alone, magnitudes, refusals. */
+/* Synthetic models: the same bytes on CPU and CUDA, ranks that cut one model, one rank alone, magnitudes, refusals.
+ *
+ * On the emulator, or with MQ_TEST_DEVICE=cuda on GPU 0 (77 where there is none). */
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "runtime/engine.h"
 #include "src/file.h"
@@ -8,6 +13,7 @@
 
 enum { VOCAB = 512, HIDDEN = 128, N_IDS = 5 };
 
+static const mq_kernels *cuda;
 static mq_err err;
 
 /* Three layers: full attention and a dense MLP, then two sliding MoE layers; extra goes in front of the last brace. */
@@ -239,7 +245,7 @@ static void check_same(const mq_kernels *k, mq_dev *dev, const void *device, con
 
 START_TEST(a_device_fills_its_own_memory)
 {
-    const mq_kernels *k = &mq_cuda_emulated_kernels;
+    const mq_kernels *k = cuda;
     const char *path = write_config(FP8);
     mq_dev *dev;
     mq_assert_ok(k->dev_open(&dev, 0, 0, NULL, &err), &err);
@@ -301,7 +307,7 @@ START_TEST(skipped_positions_are_a_function_of_the_seed)
     const char *path = write_config("");
     int64_t n_cpu, n_gpu, n;
     float *cpu = skipped_logits(path, ref_kernels(), 3, &n_cpu);
-    float *gpu = skipped_logits(path, &mq_cuda_emulated_kernels, 3, &n_gpu);
+    float *gpu = skipped_logits(path, cuda, 3, &n_gpu);
     float *other = skipped_logits(path, ref_kernels(), 4, &n);
     ck_assert(largest_difference(cpu, gpu) < 1e-4);
     ck_assert(largest_difference(cpu, other) > 1e-3);
@@ -361,6 +367,13 @@ END_TEST
 
 int main(void)
 {
+    const char *name = getenv("MQ_TEST_DEVICE");
+    bool is_real = name && !strcmp(name, "cuda");
+    cuda = is_real ? mq_kernels_find("cuda") : &mq_cuda_emulated_kernels;
+    if (!cuda || (is_real && mq_cuda_count() == 0)) {
+        printf("SKIPPED: no GPU\n");
+        return MQ_TEST_SKIP;
+    }
     Suite *s = suite_create("cuda_synthetic");
     TCase *t = tcase_create("all");
     tcase_add_test(t, dtypes_are_the_releases_and_values_keep_their_variance);
