@@ -3,7 +3,6 @@
  *
  * The input is copied by the stream itself, in front of the graph, from a buffer that the next step may only overwrite
  * when the copy is done: steps are queued one behind the other, the host waits for nothing but that copy. */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -283,9 +282,6 @@ static constexpr mq_decode_parts parts_table()
     t.check_router = check_router;
     t.router_bytes = router_bytes;
     t.router = router;
-    t.check_attention = check_attention;
-    t.attention_bytes = attention_bytes;
-    t.attention = attention;
     t.check_experts = check_experts;
     t.experts = experts;
     t.experts_bulk = experts_bulk;

@@ -10,6 +10,7 @@
  * Rows of the step read each other's keys from the job, rotated anew with the same rounding, not from the cache: no block
  * waits for another.  Windows of at most a chunk need no parts: a block takes a group through its whole window. */
 #include "kernels/cuda/decode/attention_tile.cuh"
+
 namespace mq_cuda {
 namespace decode {
 

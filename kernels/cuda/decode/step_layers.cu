@@ -1,7 +1,8 @@
 /* The decode step as a sequence of kernels: embedding, layers, head.
  *
  * Ranks that share the device run one after another; what each adds to the residual stream stands in a part of its own,
- * an exchange brings the parts of ranks on other devices, and the norm that follows adds all of them in rank order.  Nothing here depends on the number of rows. */
+ * an exchange brings the parts of ranks on other devices, and the norm that follows adds all of them in rank order.
+ * Nothing here depends on the number of rows. */
 #include "kernels/cuda/decode/step.cuh"
 
 namespace mq_cuda {

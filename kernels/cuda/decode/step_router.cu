@@ -13,7 +13,6 @@ namespace decode {
 
 enum { COLS = 128, SCORE_THREADS = 128, CHOICE_THREADS = 256, PLAN_THREADS = 256 };
 
-
 /* Of columns.  The workspace holds parts [n_chunks, ROWS, n_experts], then ids [ROWS, topk]. */
 static int n_chunks(int64_t hidden)
 {
