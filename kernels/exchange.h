@@ -67,7 +67,8 @@ typedef struct mq_exchange_ops {
                       double *us, mq_err *err);
 
     /* After dev_sync: MQ_E_DEVICE when an exchange was given up, with its number, the rank, row and column it waited for and
-     * that rank's device.  What was exchanged since is void; the ends can only be closed. */
+     * that rank's device; MQ_E_STOPPED when an end has stopped, which knows the cause.  What was exchanged since is void; the
+     * ends can only be closed. */
     mq_status (*check)(const mq_exchange *x, mq_err *err);
 
     /* This end will not come any more (its thread failed): exchanges of the others that wait are given up soon.  Any thread,

@@ -513,10 +513,10 @@ static mq_status check_end(const mq_exchange *x, mq_err *err)
     uint32_t given_up = __atomic_load_n(&r->given_up, __ATOMIC_ACQUIRE), stop = __atomic_load_n(&r->stop, __ATOMIC_RELAXED);
     unsigned long long number = (unsigned long long)r->number[1] << 32 | r->number[0];
     if (!given_up)
-        return stop ? mq_fail(err, MQ_E_DEVICE, "cuda %d: the exchange was stopped by cuda %u", x->dev->ordinal, stop - 1)
+        return stop ? mq_fail(err, MQ_E_STOPPED, "cuda %d: the exchange was stopped by cuda %u", x->dev->ordinal, stop - 1)
                     : MQ_OK;
     if (given_up == 2)
-        return mq_fail(err, MQ_E_DEVICE, "cuda %d: exchange %llu: given up, cuda %u has stopped", x->dev->ordinal, number,
+        return mq_fail(err, MQ_E_STOPPED, "cuda %d: exchange %llu: given up, cuda %u has stopped", x->dev->ordinal, number,
                        stop - 1);
     int from = x->args.device_of[r->rank % RANKS];
     return mq_fail(err, MQ_E_DEVICE, "cuda %d: exchange %llu: rank %u (cuda %d) sent nothing for row %u, column %u in %d ms",

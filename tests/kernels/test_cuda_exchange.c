@@ -307,7 +307,8 @@ START_TEST(a_peer_that_stops_lets_the_others_out)
     char text[64];
     snprintf(text, sizeof text, "cuda 0: exchange 1: given up, cuda %d has stopped", 1 % n_gpus());
     ck_assert_str_eq(b.ends[0].err.text, text);
-    mq_assert_fails(ops->check(b.ends[1].x, &err), MQ_E_DEVICE, &err, "the exchange was stopped by cuda");
+    ck_assert_int_eq(b.ends[0].err.code, MQ_E_STOPPED);
+    mq_assert_fails(ops->check(b.ends[1].x, &err), MQ_E_STOPPED, &err, "the exchange was stopped by cuda");
     close_ends(&b);
 }
 END_TEST
