@@ -266,10 +266,12 @@ static mq_status open_lanes(mq_engine *e, const char *dir, const mq_engine_optio
     int n = n_lanes_of(o);
     MQ_TRY(check_lanes(o, err));
     MQ_TRY(mq_group_create(&e->group, n, err));
-    for (; e->n_lanes < n; e->n_lanes++) {
-        const mq_store_options so = store_options(o, draft, e->n_lanes);
-        int ordinal = o->n_devices > 0 ? o->ordinals[e->n_lanes] : 0;
-        MQ_TRY(mq_lane_open(&e->lanes[e->n_lanes], e->kernels, ordinal, dir, &so, err));
+    for (int i = 0; i < n; i++) {
+        const mq_store_options so = store_options(o, draft, i);
+        int ordinal = o->n_devices > 0 ? o->ordinals[i] : 0;
+        MQ_TRY(mq_lane_open(&e->lanes[i], e->kernels, ordinal, dir, &so, err));
+        e->n_lanes = i + 1;
+        MQ_TRY(e->kernels->set_precision(mq_lane_dev(e->lanes[i]), o->precision, err));
     }
     e->dev = mq_lane_dev(e->lanes[0]);
     e->store = mq_lane_store(e->lanes[0]);
@@ -365,7 +367,17 @@ int64_t mq_engine_weight_bytes(const mq_engine *e)
 
 mq_load_figures mq_engine_loaded(const mq_engine *e)
 {
-    return mq_store_loaded(e->store);
+    mq_load_figures all = {0};
+    for (int i = 0; i < e->n_lanes; i++) {
+        const mq_load_figures f = mq_store_loaded(mq_lane_store(e->lanes[i]));
+        all.n_records += f.n_records;
+        all.n_checked += f.n_checked;
+        all.read_bytes += f.read_bytes;
+        all.direct_bytes += f.direct_bytes;
+        all.plain_bytes += f.plain_bytes;
+        all.seconds = f.seconds > all.seconds ? f.seconds : all.seconds;
+    }
+    return all;
 }
 
 int64_t mq_engine_context(const mq_engine *e)

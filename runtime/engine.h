@@ -37,7 +37,7 @@ typedef struct mq_engine_options {
     bool composed_step;   /* the decode step composed of single operations even where the device
                              brings one along */
     bool plain_step;      /* the device's step without a graph: same bits */
-    void (*progress)(void *ctx, int64_t done_bytes, int64_t total_bytes);
+    void (*progress)(void *ctx, int64_t done_bytes, int64_t total_bytes); /* of the first device */
     void *progress_ctx;
     mq_load_verify verify; /* which digests of a packed model are compared while it loads */
     mq_load_io io;         /* how its files are read */
@@ -64,7 +64,7 @@ void mq_engine_close(mq_engine *e); /* accepts NULL */
 const mq_model *mq_engine_model(const mq_engine *e);
 const char *mq_engine_device_name(const mq_engine *e);
 int64_t mq_engine_weight_bytes(const mq_engine *e);
-/* What loading came to; zeros for a checkpoint. */
+/* What loading came to on all devices, the seconds being the slowest one's; zeros for a checkpoint. */
 mq_load_figures mq_engine_loaded(const mq_engine *e);
 int64_t mq_engine_context(const mq_engine *e);
 

@@ -32,7 +32,7 @@ typedef struct mq_lane_options {
 /* Device ordinal of kernels, and dir opened there with options (kernels and dev are filled in); nothing large is read yet. */
 mq_status mq_lane_open(mq_lane **out, const mq_kernels *kernels, int ordinal, const char *dir,
                        const mq_store_options *options, mq_err *err);
-void mq_lane_close(mq_lane *l); /* accepts NULL; the join it was given, if any, is freed after it */
+void mq_lane_close(mq_lane *l); /* accepts NULL; the join it was given, if any, has been freed */
 mq_dev *mq_lane_dev(const mq_lane *l);
 mq_store *mq_lane_store(const mq_lane *l);
 mq_cache *mq_lane_cache(const mq_lane *l); /* NULL before mq_lane_load */

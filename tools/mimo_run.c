@@ -63,15 +63,20 @@ static mq_status open_tokenizer(run_state *r, const char *dir, mq_err *err)
     return st;
 }
 
-/* Memory that is free on the device. */
-static mq_status available_bytes(int64_t *out, const mq_kernels *kernels, mq_err *err)
+/* Memory that is free on the devices together. */
+static mq_status available_bytes(int64_t *out, const mq_kernels *kernels, const mq_engine_options *o, mq_err *err)
 {
-    mq_dev *dev;
-    int64_t total;
-    MQ_TRY(kernels->dev_open(&dev, 0, 1, NULL, err));
-    mq_status st = kernels->memory(dev, out, &total, err);
-    kernels->dev_close(dev);
-    return st;
+    *out = 0;
+    for (int i = 0; i == 0 || i < o->n_devices; i++) {
+        mq_dev *dev;
+        int64_t free_bytes = 0, total;
+        MQ_TRY(kernels->dev_open(&dev, o->n_devices > 0 ? o->ordinals[i] : 0, 1, NULL, err));
+        mq_status st = kernels->memory(dev, &free_bytes, &total, err);
+        kernels->dev_close(dev);
+        MQ_TRY(st);
+        *out += free_bytes;
+    }
+    return MQ_OK;
 }
 
 /* --context; without it a benchmark at a long context asks for what it needs. */
@@ -157,7 +162,7 @@ static mq_status engine_options(mq_engine_options *out, run_state *r, const mq_k
                                .allreduce = r->o->allreduce_way,
                                .precision = r->devices.cuda ? MQ_PRECISION_BF16 : MQ_PRECISION_F32};
     MQ_TRY(deal_ranks(out, r, dir, err));
-    return r->o->memory ? MQ_OK : available_bytes(&out->memory_bytes, kernels, err);
+    return r->o->memory ? MQ_OK : available_bytes(&out->memory_bytes, kernels, out, err);
 }
 
 static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
@@ -170,7 +175,9 @@ static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
     if (!r->o->memory && strcmp(kernels->name, "cpu") != 0)
         options.memory_bytes = 0; /* the engine asks the device, and says what a rank needs */
     MQ_TRY(mq_engine_plan(&plan, dir, kernels, &options, err));
-    MQ_TRY(mq_progress_create(&r->load_progress, r->cli, "loading", plan.weights, "B", err));
+    /* The first device speaks for all. */
+    int64_t spoken_of = options.n_devices > 1 ? plan.weights / options.n_devices : plan.weights;
+    MQ_TRY(mq_progress_create(&r->load_progress, r->cli, "loading", spoken_of, "B", err));
     double start = mq_cli_now();
     mq_status st = mq_engine_open(&r->engine, dir, kernels, &options, err);
     r->load_s = mq_cli_now() - start;

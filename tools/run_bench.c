@@ -129,6 +129,13 @@ static double mean_distinct(const mq_model *m, const int32_t *distinct)
     return n ? (double)sum / (double)n : 0.0;
 }
 
+/* The traffic is that of the first device's ranks; the others hold as many. */
+static double n_devices(const bench *b)
+{
+    const mq_store *s = mq_engine_store(b->engine);
+    return mq_store_only_rank(s) >= 0 ? 1.0 : (double)(mq_store_n_ranks(s) / mq_store_n_held(s));
+}
+
 /* One step of the i-th width; seconds NULL: a warm-up. */
 static mq_status step(bench *b, int i, double *seconds, mq_err *err)
 {
@@ -144,8 +151,8 @@ static mq_status step(bench *b, int i, double *seconds, mq_err *err)
         *seconds = mq_cli_now() - start;
         MQ_TRY(mq_engine_distinct_experts(b->engine, b->distinct, err));
         b->sums[i][0] += mean_distinct(mq_engine_model(b->engine), b->distinct);
-        b->sums[i][1] += (double)mq_traffic_weights(&b->out->traffic, b->distinct, width);
-        b->sums[i][2] += (double)mq_traffic_kv(&b->out->traffic, pos, width);
+        b->sums[i][1] += n_devices(b) * (double)mq_traffic_weights(&b->out->traffic, b->distinct, width);
+        b->sums[i][2] += n_devices(b) * (double)mq_traffic_kv(&b->out->traffic, pos, width);
     }
     mq_engine_rollback(b->engine, pos);
     return MQ_OK;

@@ -237,6 +237,9 @@ START_TEST(wrong_calls_are_refused)
                     "a budget of 1048576 bytes, but");
     o = (mq_engine_options){.n_ranks = 3};
     mq_assert_fails(mq_engine_open(&e, dir, ref_kernels(), &o, &err), MQ_E_ARG, &err, "3 ranks");
+    const int twice[] = {0, 0};
+    o = (mq_engine_options){.n_ranks = 2, .ordinals = twice, .n_devices = 2, .precision = MQ_PRECISION_BF16};
+    mq_assert_fails(mq_engine_open(&e, dir, ref_kernels(), &o, &err), MQ_E_UNSUPPORTED, &err, "expected F32");
     o = (mq_engine_options){.n_ranks = 1};
     mq_assert_fails(mq_engine_open(&e, "/nonexistent", ref_kernels(), &o, &err), MQ_E_IO, &err,
                     "/nonexistent");

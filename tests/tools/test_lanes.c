@@ -9,6 +9,7 @@
 #include "src/file.h"
 #include "tests/harness.h"
 #include "tools/convert.h"
+#include "tools/run_bench.h"
 
 enum { VOCAB = 4096, PROMPT = 40, STEPS = 20, WIDTH = 5 };
 
@@ -103,6 +104,29 @@ START_TEST(devices_do_not_change_a_bit)
 }
 END_TEST
 
+/* Each device reads its own ranks and what all ranks share: routers, norms, rows of the embedding. */
+START_TEST(figures_are_those_of_all_devices)
+{
+    char *dir = pack();
+    static mq_bench bench[2];
+    const mq_bench_options o = {.prompts = {8}, .n_prompts = 1, .widths = {2}, .n_widths = 1, .steps = 1, .repeats = 1, .context = 8};
+    mq_load_figures loaded[2];
+    for (int i = 0; i < 2; i++) {
+        mq_engine *e = open_engine(dir, 2, i + 1, MQ_DRAFT_NONE);
+        loaded[i] = mq_engine_loaded(e);
+        mq_assert_ok(mq_bench_run(&bench[i], e, &o, &quiet_cli, &err), &err);
+        mq_engine_close(e);
+    }
+    ck_assert_int_ge(loaded[1].n_records, loaded[0].n_records);
+    ck_assert_int_ge(loaded[1].n_checked, loaded[0].n_checked);
+    ck_assert_int_ge(loaded[1].plain_bytes, loaded[0].plain_bytes);
+    ck_assert_int_eq(bench[1].widths[0].kv_bytes, bench[0].widths[0].kv_bytes);
+    ck_assert_int_ge(bench[1].widths[0].weight_bytes, bench[0].widths[0].weight_bytes);
+    ck_assert_int_le(bench[1].widths[0].weight_bytes, bench[0].widths[0].weight_bytes * 5 / 4);
+    free(dir);
+}
+END_TEST
+
 START_TEST(devices_divide_the_ranks)
 {
     static const int ordinals[3] = {0, 0, 0};
@@ -124,6 +148,7 @@ int main(void)
     Suite *s = suite_create("lanes");
     TCase *t = tcase_create("all");
     tcase_add_test(t, devices_do_not_change_a_bit);
+    tcase_add_test(t, figures_are_those_of_all_devices);
     tcase_add_test(t, devices_divide_the_ranks);
     suite_add_tcase(s, t);
     return mq_test_run(s);
