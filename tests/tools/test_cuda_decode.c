@@ -27,10 +27,10 @@ static int n_devices;
 static mq_err err;
 static const mq_cli quiet_cli = {.tool = "test_cuda_decode", .usage = "", .summary = "", .quiet = true};
 
-/* Positions fed: past the window of 64 wherever time allows it. */
-static int n_tokens(void)
+/* Positions fed: past the window of 64 in the first case, wherever time allows it. */
+static int n_tokens(int i)
 {
-    return getenv("MQ_TEST_SMALL") ? 16 : getenv("MQ_TEST_FULL") ? MOST_TOKENS : 72;
+    return getenv("MQ_TEST_SMALL") ? 16 : getenv("MQ_TEST_FULL") ? MOST_TOKENS : i == 0 ? 72 : 24;
 }
 
 /* Pack a bundled model; the folder's path is heap. */
@@ -132,11 +132,11 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static void check_against_cpu(const char *model, int group, int n_ranks)
+static void check_against_cpu(const char *model, int group, int n_ranks, int n)
 {
     static int32_t ids[MOST_TOKENS];
     static double kl[MOST_TOKENS];
-    int n = n_tokens(), n_equal = 0;
+    int n_equal = 0;
     double mean = 0.0;
     ids_of(ids, n);
     char *dir = pack(model, group, n_ranks);
@@ -156,7 +156,7 @@ static void check_against_cpu(const char *model, int group, int n_ranks)
     printf("%s, group %d, %d ranks: %d positions, KL mean %.2e, median %.2e, top-1 %d\n", model, group, n_ranks, n, mean,
            kl[n / 2], n_equal);
     ck_assert_double_le(kl[n / 2], MEDIAN_KL);
-    ck_assert_int_ge(n_equal, n == MOST_TOKENS ? n * 99 / 100 : n * 95 / 100);
+    ck_assert_int_ge(n_equal, n == MOST_TOKENS ? n * 99 / 100 : n - 1 - n / 20);
     if (n == MOST_TOKENS)
         ck_assert_double_le(mean, MEAN_KL);
     free(want);
@@ -173,13 +173,13 @@ enum { N_CASES = sizeof cases / sizeof cases[0] };
 START_TEST(distributions_are_the_cpus)
 {
     const struct model_case *c = &cases[_i];
-    check_against_cpu(c->model, c->group, c->n_ranks);
+    check_against_cpu(c->model, c->group, c->n_ranks, n_tokens(_i));
 }
 END_TEST
 
 START_TEST(a_rows_bits_do_not_depend_on_the_width_or_the_graph)
 {
-    enum { N = 24 };
+    enum { N = 16 };
     int32_t ids[N];
     ids_of(ids, N);
     char *dir = pack("nano", 64, 2);
@@ -224,7 +224,7 @@ static void write_text(mq_engine *e, int32_t *tokens, int n, int width, const mq
 
 START_TEST(text_is_the_same_with_and_without_speculation)
 {
-    enum { N = 12 };
+    enum { N = 9 };
     static const mq_draft_kind kinds[] = {MQ_DRAFT_DFLASH, MQ_DRAFT_MTP};
     const mq_sampling how[] = {{0.0f, 0, 1.0f, 0}, {0.9f, 0, 0.95f, 5}};
     int n = getenv("MQ_TEST_SMALL") ? 6 : N;
@@ -246,7 +246,7 @@ END_TEST
 /* Ranks on devices of their own, which exchange their contributions while the step runs. */
 START_TEST(two_devices_do_not_change_a_bit)
 {
-    enum { N = 20, TEXT = 8 };
+    enum { N = 12, TEXT = 6 };
     const mq_sampling greedy = {0.0f, 0, 1.0f, 0};
     int32_t ids[N], text[2][TEXT];
     float *logits[2];
