@@ -55,7 +55,7 @@ static inline MQ_HD int64_t mq_units_bytes(int64_t rows, int64_t cols, int group
 /* Byte of (row r of 16, column c of 64) inside a unit's codes; the nibble is the low one for r < 8. */
 static inline MQ_HD int mq_unit_byte(int r, int c)
 {
-    int g = r & 7, half = c >> 5, t = (c >> 3) & 3, j = 2 * half + ((c >> 2) & 1), i = c & 3;
+    int g = r & 7, side = c >> 5, t = (c >> 3) & 3, j = 2 * side + ((c >> 2) & 1), i = c & 3;
     int byte_of_i = i == 1 ? 2 : i == 2 ? 1 : i;
     return 16 * (4 * g + t) + 4 * j + byte_of_i;
 }

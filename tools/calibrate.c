@@ -17,7 +17,7 @@ mq_status mq_calibration_check_stop(const mq_calibration *c, mq_err *err)
 {
     if (c->means->hasher && mq_hasher_failed(c->means->hasher))
         return mq_fail(err, MQ_E_STOPPED, "hashing the checkpoint failed");
-    if (atomic_load(&c->end_failed))
+    if (__atomic_load_n(&c->end_failed, __ATOMIC_ACQUIRE))
         return mq_fail(err, MQ_E_STOPPED, "writing a layer failed");
     return mq_cli_check_stop(err);
 }

@@ -68,7 +68,7 @@ static void *end_thread(void *arg)
     mq_layer_end *e = arg;
     e->st = end_layer(e, &e->err);
     if (e->st != MQ_OK)
-        atomic_store(&e->c->end_failed, true);
+        __atomic_store_n(&e->c->end_failed, true, __ATOMIC_RELEASE);
     return NULL;
 }
 

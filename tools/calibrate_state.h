@@ -3,7 +3,6 @@
 #define MQ_TOOLS_CALIBRATE_STATE_H
 
 #include <pthread.h>
-#include <stdatomic.h>
 
 #include "calib/hidden.h"
 #include "runtime/forward.h"
@@ -90,7 +89,7 @@ struct mq_calibration {
     int layer;
     mq_convert_account account; /* of the layer being done */
     mq_layer_end end;           /* of the layer before */
-    atomic_bool end_failed;
+    bool end_failed; /* written by the thread of end, read by others: by __atomic operations alone */
     mq_progress *progress;
 };
 
