@@ -340,6 +340,9 @@ void mq_engine_close(mq_engine *e)
         e->kernels->release(e->dev, e->features);
         e->kernels->release(e->dev, e->sampled);
     }
+    /* After a failure one device may still be reading another's memory. */
+    for (int i = 0; i < e->n_lanes; i++)
+        (void)e->kernels->dev_sync(mq_lane_dev(e->lanes[i]), NULL);
     mq_join_free(e->join);
     for (int i = 0; i < e->n_lanes; i++)
         mq_lane_close(e->lanes[i]);
@@ -501,7 +504,7 @@ static mq_status feed_lane(const call *c, int member, mq_err *err)
     MQ_TRY(mq_group_wait(e->group, err));
     for (int i = 1; member == 0 && i < e->n_lanes; i++)
         MQ_TRY(mq_lane_take_logits(l, e->lanes[i], c->n_logits, err));
-    return MQ_OK;
+    return member == 0 ? e->kernels->dev_sync(mq_lane_dev(l), err) : MQ_OK;
 }
 
 static mq_status call_lane(void *ctx, int member, mq_err *err)

@@ -119,7 +119,7 @@ mq_status mq_calibration_blame_expert(const mq_calibration *c, int expert, int r
     largest l = {.path = NULL};
     int64_t row, col;
     float value;
-    mq_err here;
+    mq_err here = {MQ_OK, ""};
     if (!err)
         err = &here;
     mq_wrap(err, st, "layer %d, expert %d", c->layer, expert);
@@ -144,7 +144,7 @@ mq_status mq_calibration_blame_layer(const mq_calibration *c, mq_status st, mq_e
     largest l = {.path = NULL};
     for (int e = 0; e < c->m->n_experts; e++)
         scan_expert(&l, c, e, -1);
-    mq_err here;
+    mq_err here = {MQ_OK, ""};
     if (!err)
         err = &here;
     mq_wrap(err, st, "layer %d", c->layer);
