@@ -107,6 +107,9 @@ typedef struct mq_decode_experts {
     float *y;          /* [R, hidden]: sum over the row's experts, ascending, of coef * down(h); 0 for a row without any */
 } mq_decode_experts;
 
+/* Puts work on a device's stream. */
+typedef mq_status mq_queue(void *arg, mq_err *err);
+
 typedef struct mq_decode_parts {
     /* Any number of rows; cols a multiple of 16. */
     mq_status (*check_linear)(const mq_matrix *w, mq_err *err);
@@ -138,6 +141,10 @@ typedef struct mq_decode_parts {
     /* The same bits, but weights come through shared memory, by bulk copies, where the device has them: a choice for
      * measurements. */
     mq_status (*experts_bulk)(struct mq_dev *dev, const mq_decode_experts *job, mq_err *err);
+
+    /* Seconds that the device takes for what queue(arg) puts on its stream: captured into a graph as the step is, the
+     * median of n_launches. */
+    mq_status (*time)(struct mq_dev *dev, double *seconds, mq_queue *queue, void *arg, int n_launches, mq_err *err);
 } mq_decode_parts;
 
 #ifdef __cplusplus

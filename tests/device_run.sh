@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # The CUDA kernels' tests on a GPU: build here, carry an archive to a machine that has one, run there.
 #
-#   tests/device_run.sh pack ARCHIVE.tar.gz   builds with CUDA (build/device) and packs programs, the shared libraries
-#                                             they need and this script
+#   tests/device_run.sh pack ARCHIVE.tar.zst  builds with CUDA (build/device) and packs programs, the shared libraries
+#                                             they need and this script, and the models of tests/data unless MQ_DATA=no:
+#                                             then MQ_SOURCE names a checkout over there
 #   tests/device_run.sh run [KIND...]         in the unpacked folder; KIND: tests memcheck racecheck initcheck synccheck
 #                                             bench, or all of them in this order (the default)
 #
-# The archive needs no installation: a driver, cuBLAS and, for the checkers, compute-sanitizer are the machine's.  At
-# the end a table says what ran, for how long and how it ended; the exit status is 0 when nothing failed, 77
-# without a GPU.
+# The archive needs no installation: a driver, cuBLAS and, for the checkers, compute-sanitizer are the machine's.  Programs
+# of a KIND run side by side (MQ_JOBS, default 8), benchmarks one by one; each has MQ_LIMIT seconds (default 300); MQ_PROGRAMS
+# names the tests to run (default: all).  At the end a table says what ran, for how long and how it ended; the exit
+# status is 0 when nothing failed, 77 without a GPU.
 set -euo pipefail
 
 programs='test_cuda_device test_cuda_rows test_cuda_linear test_cuda_bf16 test_cuda_moe test_cuda_attention test_cuda_sample
@@ -28,22 +30,24 @@ pack() {
     archive=$(realpath "$archive")
     cmake -S "$root" -B "$root/build/device" -G Ninja -DCMAKE_BUILD_TYPE=Release -DMQ_CUDA=ON
     # shellcheck disable=SC2086  # a list of targets
-    ninja -C "$root/build/device" $programs $benches mimo-run
+    ninja -C "$root/build/device" $programs $benches mimo-quantize mimo-verify mimo-run
     stage=$(mktemp -d)
     mkdir -p "$stage/mq-device/lib"
-    for program in $programs $benches ../mimo-run; do
+    for program in $programs $benches ../mimo-quantize ../mimo-verify ../mimo-run; do
         cp "$root/build/device/tests/$program" "$stage/mq-device/"
         strip "$stage/mq-device/${program##*/}"
         for library in $(libraries_of "$root/build/device/tests/$program"); do
             cp -L "$library" "$stage/mq-device/lib/"
         done
     done
-    mkdir -p "$stage/mq-device/tests/data/text"
-    cp -r "$here"/data/nano* "$stage/mq-device/tests/data/" # what tests of whole models read
-    cp "$here/data/text/eval.txt" "$stage/mq-device/tests/data/text/"
+    if [ "${MQ_DATA:-yes}" = yes ]; then
+        mkdir -p "$stage/mq-device/tests/data/text"
+        cp -r "$here"/data/nano* "$stage/mq-device/tests/data/" # what tests of whole models read
+        cp "$here/data/text/eval.txt" "$stage/mq-device/tests/data/text/"
+    fi
     cp -r "$here/bench/configs" "$stage/mq-device/"
     cp "$here/device_run.sh" "$stage/mq-device/"
-    tar -C "$stage" -czf "$archive" mq-device
+    tar -C "$stage" -c mq-device | zstd -T0 -12 --long=27 -qfo "$archive" # programs have much in common
     rm -rf "$stage"
     ls -l "$archive"
 }
@@ -61,19 +65,41 @@ find_cublas() {
     done
 }
 
-rows=''
-failed=0
-# one KIND PROGRAM COMMAND...: run, keep the log, add a row to the table.
+# one KIND PROGRAM COMMAND...: run, keep the log, leave a row of the table.
 one() {
     local kind=$1 program=$2 status=0 start=$SECONDS word
     shift 2
-    "$@" >"log/$kind-$program" 2>&1 || status=$?
+    timeout -k 5 "${MQ_LIMIT:-300}" "$@" >"log/$kind-$program" 2>&1 || status=$?
     case $status in
         0) word=ok ;;
         77) word=skipped ;;
-        *) word="FAILED ($status)"; failed=1; tail -30 "log/$kind-$program" ;;
+        124 | 137) word='TOO LONG' ;;
+        *) word="FAILED ($status)" ;;
     esac
-    rows+=$(printf '%-10s %-24s %-12s %6d s' "$kind" "$program" "$word" $((SECONDS - start)))$'\n'
+    printf '%-10s %-24s %-12s %6d s\n' "$kind" "$program" "$word" $((SECONDS - start)) >"log/row-$kind-$program"
+}
+
+# beside KIND PROGRAM COMMAND...: the same, beside others.
+beside() {
+    while [ "$(jobs -pr | wc -l)" -ge "${MQ_JOBS:-8}" ]; do
+        wait -n || true
+    done
+    one "$@" &
+}
+
+# What went wrong, and the table.
+report() {
+    local row status=0
+    for row in log/row-*; do
+        if grep -qE 'FAILED|TOO LONG' "$row"; then
+            status=1
+            printf '\n---- %s\n' "$(cat "$row")"
+            tail -30 "log/${row#log/row-}"
+        fi
+    done
+    printf '\n'
+    cat log/row-*
+    return $status
 }
 
 run() {
@@ -85,15 +111,17 @@ run() {
     fi
     cublas=$(find_cublas)
     [ -n "$cublas" ] || echo "no cuBLAS found: the products will fail" >&2
-    export LD_LIBRARY_PATH=$here/lib:$cublas:${LD_LIBRARY_PATH:-} MQ_TEST_DEVICE=cuda OMP_WAIT_POLICY=passive MQ_SOURCE=$here
+    export LD_LIBRARY_PATH=$here/lib:$cublas:${LD_LIBRARY_PATH:-} MQ_TEST_DEVICE=cuda OMP_WAIT_POLICY=passive MQ_SOURCE=${MQ_SOURCE:-$here}
     checker=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
     mkdir -p log
+    rm -f log/row-*
     for kind in $kinds; do
         case $kind in
             tests)
-                for program in $programs; do
-                    one tests "$program" "./$program"
-                done ;;
+                for program in ${MQ_PROGRAMS:-$programs}; do
+                    beside tests "$program" "./$program"
+                done
+                wait ;;
             bench)
                 one bench bench_cuda ./bench_cuda
                 one bench bench_cuda_experts ./bench_cuda_experts cuda
@@ -102,24 +130,24 @@ run() {
                     one bench "pro-$context" ./mimo-run --device cuda:0 --bench --synthetic configs/pro.json --ranks 8 \
                         --only-rank 0 --bench-widths 1,4,8 --bench-context $context
                 done
-                one bench flash ./mimo-run --device cuda --bench --synthetic configs/flash.json --bench-widths 1,8
+                one bench flash ./mimo-run --device cuda:0 --bench --synthetic configs/flash.json --ranks 2 --only-rank 0 --bench-widths 1,8
                 cat log/bench-* ;;
             *)
                 if [ -z "$checker" ]; then
-                    rows+="$kind: no compute-sanitizer here"$'\n'
+                    echo "$kind: no compute-sanitizer here" >"log/row-$kind-none"
                     continue
                 fi
-                for program in $programs; do
-                    one "$kind" "$program" "$checker" --tool "$kind" --error-exitcode 9 "./$program"
-                done ;;
+                for program in ${MQ_PROGRAMS:-$programs}; do
+                    beside "$kind" "$program" "$checker" --tool "$kind" --error-exitcode 9 "./$program"
+                done
+                wait ;;
         esac
     done
-    printf '\n%s' "$rows"
-    return $failed
+    report
 }
 
 case ${1:-} in
-    pack) [ $# = 2 ] || { echo "usage: device_run.sh pack ARCHIVE.tar.gz" >&2; exit 2; }; pack "$2" ;;
+    pack) [ $# = 2 ] || { echo "usage: device_run.sh pack ARCHIVE.tar.zst" >&2; exit 2; }; pack "$2" ;;
     run) shift; run "$@" ;;
-    *) echo "usage: device_run.sh pack ARCHIVE.tar.gz | run [KIND...]" >&2; exit 2 ;;
+    *) echo "usage: device_run.sh pack ARCHIVE.tar.zst | run [KIND...]" >&2; exit 2 ;;
 esac

@@ -217,8 +217,6 @@ mq_status mq_cli_device(const char **kernels_name, mq_cli_devices *devices, cons
     mq_cli_devices read;
     *kernels_name = "cpu";
     MQ_TRY(mq_cli_devices_read(&read, device, err));
-    if (read.cuda) /* in the way of what is built, because none of it has run on a GPU yet */
-        return mq_fail(err, MQ_E_ARG, "--device %s: not built yet; use --device cpu", device);
     *kernels_name = read.cuda ? "cuda" : "cpu";
     if (devices)
         *devices = read;

@@ -138,8 +138,6 @@ static mq_status fill_options(mq_convert_options *opt, const mq_cli *cli, quanti
     if (a->group != 32 && a->group != 64 && a->group != 128)
         return mq_fail(err, MQ_E_ARG, "--group %lld: expected 32, 64 or 128", (long long)a->group);
     MQ_TRY(mq_cli_devices_read(&a->devices, a->device, err));
-    if (a->devices.cuda) /* in the way of what is built below, because none of it has run on a GPU yet */
-        return mq_fail(err, MQ_E_ARG, "--device %s: not built yet; use --device cpu", a->device);
     *opt = (mq_convert_options){
         .checkpoint = cli->args[0],
         .out_dir = cli->args[1],

@@ -5,27 +5,25 @@
  *   bench_cuda_experts emulator [HIDDEN WIDTH EXPERTS TOPK LAYERS]   256 128 9 2 2: that it runs; its times mean nothing
  *
  * Every format in turn, synthetic weights (kernels/fill.h), random routing that differs from layer to layer; with the
- * default sizes a pass reads far more than an L2 holds.  A pass queues all layers and waits once; the median of 15.
- * Launches are the host's, without a graph: at width 1 they may take longer than the device does.  Ends with 1 when the two
- * operations differ in a bit.  Exit 77 without a GPU. */
+ * default sizes a pass reads far more than an L2 holds.  A pass is a graph of all layers, as in a step; the median of 15.
+ * Ends with 1 when the two operations differ in a bit.  Exit 77 without a GPU. */
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "kernels/kernels.h"
 #include "tests/emulator/emulator.h"
 #include "tests/harness.h"
 
-enum { R = MQ_DECODE_ROWS, MOST_PASSES = 15, MAX_LAYERS = 128 };
+enum { R = MQ_DECODE_ROWS, N_PASSES = 15, MAX_LAYERS = 128 };
 
 typedef mq_status operation(mq_dev *dev, const mq_decode_experts *job, mq_err *err);
 
 static const mq_kernels *k;
 static mq_dev *dev;
 static mq_err err;
-static int n_passes = MOST_PASSES;
+static int n_passes = N_PASSES;
 
 /* Everything of one format. */
 typedef struct bench {
@@ -46,14 +44,6 @@ static void must(mq_status st)
     exit(1);
 }
 
-static double now(void)
-{
-    struct timespec t;
-    must(k->dev_sync(dev, &err));
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void *host(int64_t n_bytes)
 {
     void *p = calloc((size_t)n_bytes, 1);
@@ -67,12 +57,6 @@ static void *room(int64_t n_bytes)
     void *p;
     must(k->alloc(dev, &p, n_bytes, &err));
     return p;
-}
-
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
 }
 
 /* ---- what is computed on ---- */
@@ -177,54 +161,58 @@ static int32_t make_plan(const bench *b, int layer, int n, uint64_t *seed)
 
 /* ---- what is measured ---- */
 
-static void run_layer(const bench *b, int layer, operation *experts)
+typedef struct pass {
+    const bench *b;
+    operation *experts; /* NULL: every weight is read, in order */
+    uint64_t *sum;
+} pass;
+
+static mq_status run_layer(const bench *b, int layer, operation *experts, mq_err *e)
 {
     mq_decode_experts job = {.experts = b->shape, .plan = b->plan[layer], .x = b->x, .h = b->h, .y = b->y};
     job.experts.gate_up = b->table[layer][0];
     job.experts.down = b->table[layer][1];
-    must(experts(dev, &job, &err));
+    return experts(dev, &job, e);
 }
 
-/* Seconds a pass, the median. */
+static mq_status queue_pass(void *arg, mq_err *e)
+{
+    const pass *p = arg;
+    for (int l = 0; l < p->b->n_layers; l++) {
+        if (p->experts) {
+            MQ_TRY(run_layer(p->b, l, p->experts, e));
+            continue;
+        }
+        MQ_TRY(k->sum_words(dev, p->sum, p->b->weights[l][0], p->b->gate_up_bytes * p->b->shape.n_experts / 8, e));
+        MQ_TRY(k->sum_words(dev, p->sum, p->b->weights[l][1], p->b->down_bytes * p->b->shape.n_experts / 8, e));
+    }
+    return MQ_OK;
+}
+
+/* Seconds a pass. */
 static double time_layers(const bench *b, operation *experts)
 {
-    double pass[MOST_PASSES];
-    for (int i = -1; i < n_passes; i++) {
-        double start = now();
-        for (int l = 0; l < b->n_layers; l++)
-            run_layer(b, l, experts);
-        if (i >= 0)
-            pass[i] = now() - start;
-    }
-    qsort(pass, (size_t)n_passes, sizeof *pass, by_size);
-    return pass[n_passes / 2];
+    pass p = {b, experts, NULL};
+    double seconds;
+    must(k->decode->parts->time(dev, &seconds, queue_pass, &p, n_passes, &err));
+    return seconds;
 }
 
-/* Bytes a second of a plain read of all weights; the fastest of five. */
+/* Bytes a second of a plain read of all weights. */
 static double read_rate(const bench *b)
 {
-    double best = 0.0;
-    uint64_t *sum = room(8);
-    for (int i = 0; i < 5; i++) {
-        double start = now(), bytes = 0.0;
-        for (int l = 0; l < b->n_layers; l++)
-            for (int which = 0; which < 2; which++) {
-                int64_t n_bytes = (which ? b->down_bytes : b->gate_up_bytes) * b->shape.n_experts;
-                must(k->sum_words(dev, sum, b->weights[l][which], n_bytes / 8, &err));
-                bytes += (double)n_bytes;
-            }
-        double rate = bytes / (now() - start);
-        best = rate > best ? rate : best;
-    }
-    k->release(dev, sum);
-    return best;
+    pass p = {b, NULL, room(8)};
+    double seconds;
+    must(k->decode->parts->time(dev, &seconds, queue_pass, &p, n_passes, &err));
+    k->release(dev, p.sum);
+    return (double)b->n_layers * (double)(b->gate_up_bytes + b->down_bytes) * b->shape.n_experts / seconds;
 }
 
 static float *output_of(const bench *b, operation *experts)
 {
     int64_t n_bytes = 4 * R * b->shape.hidden;
     float *y = host(n_bytes);
-    run_layer(b, b->n_layers - 1, experts);
+    must(run_layer(b, b->n_layers - 1, experts, &err));
     must(k->download(dev, y, b->y, n_bytes, &err));
     return y;
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels/cuda/decode/step.cuh"
+#include "kernels/cuda/graph_time.cuh"
 
 namespace mq_cuda {
 namespace decode {
@@ -268,6 +269,11 @@ static mq_status distinct_experts(mq_decode *d, int32_t *out, mq_err *err)
 
 /* ---- tables ---- */
 
+static mq_status time_queued(mq_dev *dev, double *seconds, mq_queue *queue, void *arg, int n_launches, mq_err *err)
+{
+    return graph_time(dev, seconds, queue, arg, n_launches, false, err);
+}
+
 static constexpr mq_decode_parts parts_table()
 {
     mq_decode_parts t = {};
@@ -285,6 +291,7 @@ static constexpr mq_decode_parts parts_table()
     t.check_experts = check_experts;
     t.experts = experts;
     t.experts_bulk = experts_bulk;
+    t.time = time_queued;
     return t;
 }
 static const mq_decode_parts parts = parts_table();
