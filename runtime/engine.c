@@ -4,218 +4,19 @@
  * With a drafter every call also copies the residual stream after the drafter's layers.  The copies
  * wait in a buffer, where rows that are taken back are simply dropped, until a proposal wants them
  * or the buffer is full: a step without a proposal costs the drafter nothing but the copies, and of a
- * long prompt or pause only what the drafter can see of it is ever computed.
- *
- * The memory that weights, cache and workspace will take is computed from headers and compared with
- * the budget before anything large is allocated. */
-#include "runtime/engine.h"
+ * long prompt or pause only what the drafter can see of it is ever computed. */
+#include "runtime/engine_state.h"
 
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "runtime/group.h"
-#include "runtime/join.h"
-#include "runtime/lane.h"
-
-enum { MAX_STEP = MQ_LANE_STEP_ROWS, DEFAULT_CONTEXT = 8192, DEFAULT_PREFILL = 256 };
-
-/* What sampling gave for the rows of a call. */
-typedef struct chosen {
-    int32_t token[MAX_STEP];
-    float logit[MAX_STEP];
-} chosen;
-
-struct mq_engine {
-    const mq_kernels *kernels;
-    mq_group *group;
-    mq_lane *lanes[MQ_ENGINE_DEVICES];
-    int n_lanes;
-    mq_join *join; /* NULL with one lane */
-    mq_dev *dev;   /* of lane 0, where tokens are sampled and the drafter lives */
-    mq_store *store;
-    int64_t context, prefill_rows;
-    chosen *sampled;    /* [1], dev's memory */
-    int64_t n_logits;   /* rows of the last call */
-    int64_t logits_pos; /* position of the first of them */
-    bool has_sampled;   /* host_sampled holds what sampling gives for the last call's rows */
-    mq_sampling sampling;
-    chosen host_sampled;
-
-    mq_draft *draft;      /* NULL: none */
-    int n_taps;           /* layers it looks at */
-    int64_t reach;        /* mq_draft_reach */
-    int64_t most_waiting; /* rows of */
-    float *features;      /* [n_taps, most_waiting, hidden], dev's memory: positions from */
-    int32_t *waiting_ids; /* [most_waiting] the drafter's length on, and their tokens */
-    int64_t n_waiting;
-};
+#include "runtime/engine_plan.h"
 
 static int64_t at_most(int64_t a, int64_t b)
 {
     return a < b ? a : b;
-}
-
-static int64_t prefill_rows(const mq_engine_options *o)
-{
-    int64_t rows = o->prefill_rows > 0 ? o->prefill_rows : DEFAULT_PREFILL;
-    return rows < MAX_STEP ? MAX_STEP : rows;
-}
-
-static int n_ranks_of(const mq_engine_options *o)
-{
-    return o->n_ranks > 0 ? o->n_ranks : 1;
-}
-
-static int n_lanes_of(const mq_engine_options *o)
-{
-    return o->n_devices > 0 ? o->n_devices : 1;
-}
-
-static const char *draft_name(mq_draft_kind kind)
-{
-    return kind == MQ_DRAFT_DFLASH ? "DFlash drafter" : "MTP layers";
-}
-
-/* Which drafter a store of dir shall lend: known from headers. */
-static mq_status choose_draft(mq_draft_kind *out, const char *dir, const mq_engine_options *o,
-                              mq_err *err)
-{
-    *out = o->draft_any ? MQ_DRAFT_NONE : o->draft;
-    if (!o->draft_any)
-        return MQ_OK;
-    const mq_store_options so = {
-        .n_ranks = n_ranks_of(o), .n_threads = 1, .dflash = true, .mtp = true,
-        .synthetic = o->synthetic};
-    mq_store *s;
-    MQ_TRY(mq_store_open(&s, dir, &so, err));
-    *out = mq_draft_available(s, MQ_DRAFT_DFLASH) ? MQ_DRAFT_DFLASH
-           : mq_draft_available(s, MQ_DRAFT_MTP)  ? MQ_DRAFT_MTP
-                                                  : MQ_DRAFT_NONE;
-    mq_store_close(s);
-    return MQ_OK;
-}
-
-/* How many layers a drafter looks at. */
-static int n_taps_of(const mq_store *s, mq_draft_kind kind)
-{
-    return kind == MQ_DRAFT_NONE     ? 0
-           : kind == MQ_DRAFT_DFLASH ? mq_store_draft_model(s)->n_taps
-                                     : 1;
-}
-
-/* Rows that wait for a drafter while nothing is proposed: those in its reach and before that what a
- * rollback may uncover, and two chunks of a prompt more, so that old rows go many at a time. */
-static int64_t waiting_kept(int64_t reach)
-{
-    return reach + MAX_STEP;
-}
-
-static int64_t waiting_rows(int64_t reach, int64_t rows)
-{
-    return reach < 0 ? rows : waiting_kept(reach) + 2 * rows;
-}
-
-/* Bytes of the drafter and of the features that wait for it. */
-static mq_status drafter_bytes(int64_t *out, const mq_store *s, mq_draft_kind kind, int64_t rows,
-                               mq_err *err)
-{
-    *out = 0;
-    if (kind == MQ_DRAFT_NONE)
-        return MQ_OK;
-    if (!mq_draft_available(s, kind))
-        return mq_fail(err, MQ_E_UNSUPPORTED, "%s: the model has no %s", mq_store_dir(s),
-                       draft_name(kind));
-    *out = mq_draft_bytes(s, kind, rows) +
-           waiting_rows(mq_draft_reach(s, kind), rows) * (4 * (int64_t)n_taps_of(s, kind) * mq_store_model(s)->hidden + 4);
-    return MQ_OK;
-}
-
-static mq_status plan_bytes(mq_engine_bytes *out, const mq_kernels *kernels, const mq_store *s,
-                            const mq_engine_options *o, mq_draft_kind draft, mq_err *err)
-{
-    const mq_model *m = mq_store_model(s);
-    int n_ranks = mq_store_n_ranks(s);
-    int64_t rows = prefill_rows(o);
-    if (o->context > m->max_positions)
-        return mq_fail(err, MQ_E_ARG,
-                       "a context of %lld positions, expected at most %d (max_position_embeddings)",
-                       (long long)o->context, m->max_positions);
-    out->context = o->context > 0 ? o->context : at_most(DEFAULT_CONTEXT, m->max_positions);
-    out->cache = mq_cache_bytes(m, n_ranks, out->context, rows);
-    if (mq_store_only_rank(s) >= 0)
-        out->cache /= n_ranks;
-    out->draft = draft;
-    MQ_TRY(drafter_bytes(&out->drafter, s, draft, rows, err)); /* also sees that it is there */
-    const mq_lane_options lo = {.context = out->context,
-                                .rows = rows,
-                                .n_taps = n_taps_of(s, draft),
-                                .composed_step = o->composed_step};
-    out->workspace = n_lanes_of(o) * mq_lane_workspace_bytes(kernels, s, n_lanes_of(o), &lo);
-    return MQ_OK;
-}
-
-static mq_status check_lanes(const mq_engine_options *o, mq_err *err)
-{
-    int n = n_lanes_of(o), n_ranks = n_ranks_of(o);
-    if (n > MQ_ENGINE_DEVICES || n_ranks % n != 0)
-        return mq_fail(err, MQ_E_ARG, "%d ranks on %d devices, expected at most %d and a divisor of the ranks", n_ranks, n,
-                       MQ_ENGINE_DEVICES);
-    if (n > 1 && o->synthetic && o->synthetic->only_rank >= 0)
-        return mq_fail(err, MQ_E_ARG, "one rank alone on %d devices, expected one", n);
-    return MQ_OK;
-}
-
-/* What a lane's store is opened with; the drafter lives with the first. */
-static mq_store_options store_options(const mq_engine_options *o, mq_draft_kind draft, int lane)
-{
-    int n_ranks = n_ranks_of(o), n_held = n_ranks / n_lanes_of(o);
-    return (mq_store_options){.n_ranks = n_ranks,
-                              .first_rank = lane * n_held,
-                              .n_held = n_held,
-                              .n_threads = o->n_threads,
-                              .check = true,
-                              .dflash = lane == 0 && draft == MQ_DRAFT_DFLASH,
-                              .mtp = lane == 0 && draft == MQ_DRAFT_MTP,
-                              .progress = lane == 0 ? o->progress : NULL,
-                              .progress_ctx = o->progress_ctx,
-                              .synthetic = o->synthetic,
-                              .verify = o->verify,
-                              .io = o->io};
-}
-
-mq_status mq_engine_plan(mq_engine_bytes *out, const char *dir, const mq_kernels *kernels,
-                         const mq_engine_options *options, mq_err *err)
-{
-    mq_draft_kind draft;
-    int64_t weights = 0;
-    MQ_TRY(choose_draft(&draft, dir, options, err));
-    MQ_TRY(check_lanes(options, err));
-    for (int i = 0; i < n_lanes_of(options); i++) {
-        const mq_store_options so = store_options(options, draft, i);
-        mq_store *s;
-        MQ_TRY(mq_store_open(&s, dir, &so, err));
-        weights += mq_store_resident_bytes(s);
-        mq_status st = i == 0 ? plan_bytes(out, kernels, s, options, draft, err) : MQ_OK;
-        mq_store_close(s);
-        MQ_TRY(st);
-    }
-    out->weights = weights;
-    return MQ_OK;
-}
-
-static mq_status check_budget(const mq_engine_bytes *b, int64_t budget, mq_err *err)
-{
-    int64_t need = b->weights + b->cache + b->workspace + b->drafter;
-    if (budget > 0 && need > budget)
-        return mq_fail(err, MQ_E_NOMEM,
-                       "a budget of %lld bytes, but %lld are needed: %lld for weights, %lld for a "
-                       "context of %lld, %lld for workspace, %lld for the drafter",
-                       (long long)budget, (long long)need, (long long)b->weights,
-                       (long long)b->cache, (long long)b->context, (long long)b->workspace,
-                       (long long)b->drafter);
-    return MQ_OK;
 }
 
 static mq_status open_draft(mq_engine *e, mq_draft_kind kind, mq_err *err)
@@ -227,7 +28,7 @@ static mq_status open_draft(mq_engine *e, mq_draft_kind kind, mq_err *err)
     MQ_TRY(mq_draft_create(&e->draft, kind, e->kernels, e->dev, e->store, e->prefill_rows, err));
     e->n_taps = mq_draft_taps(e->draft, &layers);
     e->reach = mq_draft_reach(e->store, kind);
-    e->most_waiting = waiting_rows(e->reach, e->prefill_rows);
+    e->most_waiting = mq_engine_waiting_rows(e->reach, e->prefill_rows);
     int64_t floats = e->n_taps * e->most_waiting * mq_store_model(e->store)->hidden;
     MQ_TRY(e->kernels->alloc(e->dev, &p, 4 * floats, err));
     e->features = p;
@@ -263,11 +64,11 @@ static mq_status prepare_steps(mq_engine *e, const mq_engine_options *o, mq_err 
 /* Every device's lane, its model open but not loaded. */
 static mq_status open_lanes(mq_engine *e, const char *dir, const mq_engine_options *o, mq_draft_kind draft, mq_err *err)
 {
-    int n = n_lanes_of(o);
-    MQ_TRY(check_lanes(o, err));
+    int n = mq_engine_n_lanes(o);
+    MQ_TRY(mq_engine_check_lanes(o, err));
     MQ_TRY(mq_group_create(&e->group, n, err));
     for (int i = 0; i < n; i++) {
-        const mq_store_options so = store_options(o, draft, i);
+        const mq_store_options so = mq_engine_store_options(o, draft, i);
         int ordinal = o->n_devices > 0 ? o->ordinals[i] : 0;
         MQ_TRY(mq_lane_open(&e->lanes[i], e->kernels, ordinal, dir, &so, err));
         e->n_lanes = i + 1;
@@ -295,16 +96,16 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
     mq_draft_kind draft;
     mq_engine_bytes bytes;
     void *p;
-    MQ_TRY(choose_draft(&draft, dir, o, err));
+    MQ_TRY(mq_engine_choose_draft(&draft, dir, o, err));
     MQ_TRY(open_lanes(e, dir, o, draft, err));
-    MQ_TRY(plan_bytes(&bytes, e->kernels, e->store, o, draft, err));
+    MQ_TRY(mq_engine_plan_bytes(&bytes, e->kernels, e->store, o, draft, err));
     bytes.weights = mq_engine_weight_bytes(e);
-    MQ_TRY(check_budget(&bytes, o->memory_bytes, err));
+    MQ_TRY(mq_engine_check_budget(&bytes, o->memory_bytes, err));
     for (int i = 0; i < e->n_lanes; i++)
         MQ_TRY(mq_store_check_room(mq_lane_store(e->lanes[i]),
                                    (bytes.cache + bytes.workspace) / e->n_lanes + (i ? 0 : bytes.drafter), err));
     e->context = bytes.context;
-    e->prefill_rows = prefill_rows(o);
+    e->prefill_rows = mq_engine_prefill_rows(o);
     MQ_TRY(open_join(e, err));
     MQ_TRY(mq_group_run(e->group, load_lane, e, err));
     MQ_TRY(e->kernels->alloc(e->dev, &p, sizeof *e->sampled, err));
@@ -458,7 +259,7 @@ static mq_status commit_waiting(mq_engine *e, mq_err *err)
  * what they come from. */
 static mq_status drop_old(mq_engine *e, mq_err *err)
 {
-    int64_t keep = waiting_kept(e->reach), drop = e->n_waiting - keep;
+    int64_t keep = mq_engine_waiting_kept(e->reach), drop = e->n_waiting - keep;
     int64_t row_bytes = 4 * (int64_t)mq_engine_model(e)->hidden;
     for (int64_t i = 0, n; i < keep; i += n) {
         n = at_most(keep - i, drop);
@@ -626,61 +427,6 @@ mq_status mq_engine_propose(mq_engine *e, int32_t *tokens, float *confidence, in
 mq_status mq_engine_distinct_experts(mq_engine *e, int32_t *out, mq_err *err)
 {
     return mq_lane_distinct_experts(e->lanes[0], out, err);
-}
-
-/* One call for benchmarks on every lane. */
-typedef struct bench_call {
-    const mq_engine *e;
-    int64_t n; /* positions to skip */
-    uint64_t seed;
-    int64_t n_bytes[MQ_ENGINE_DEVICES]; /* read by each lane */
-} bench_call;
-
-static mq_status skip_lane(void *ctx, int member, mq_err *err)
-{
-    const bench_call *c = ctx;
-    mq_lane *l = c->e->lanes[member];
-    MQ_TRY(mq_cache_fill(mq_lane_cache(l), c->seed, err));
-    mq_cache_advance(mq_lane_cache(l), c->n);
-    return c->e->kernels->dev_sync(mq_lane_dev(l), err);
-}
-
-mq_status mq_engine_skip(mq_engine *e, int64_t n, uint64_t seed, mq_err *err)
-{
-    int64_t length = mq_engine_length(e);
-    if (e->draft)
-        return mq_fail(err, MQ_E_ARG, "positions cannot be skipped with a drafter");
-    if (n < 0 || n > e->context - length)
-        return mq_fail(err, MQ_E_ARG,
-                       "%lld positions after %lld, expected at most %lld in all (the context)",
-                       (long long)n, (long long)length, (long long)e->context);
-    bench_call c = {.e = e, .n = n, .seed = seed};
-    e->n_logits = 0;
-    return mq_group_run(e->group, skip_lane, &c, err);
-}
-
-static mq_status read_lane(void *ctx, int member, mq_err *err)
-{
-    bench_call *c = ctx;
-    const mq_kernels *k = c->e->kernels;
-    mq_lane *l = c->e->lanes[member];
-    void *sum;
-    MQ_TRY(k->alloc(mq_lane_dev(l), &sum, sizeof(uint64_t), err));
-    mq_status st = mq_store_sum(mq_lane_store(l), k, mq_lane_dev(l), sum, &c->n_bytes[member], err);
-    if (st == MQ_OK)
-        st = k->dev_sync(mq_lane_dev(l), err);
-    k->release(mq_lane_dev(l), sum);
-    return st;
-}
-
-mq_status mq_engine_read_weights(mq_engine *e, int64_t *n_bytes, mq_err *err)
-{
-    bench_call c = {.e = e};
-    MQ_TRY(mq_group_run(e->group, read_lane, &c, err));
-    *n_bytes = 0;
-    for (int i = 0; i < e->n_lanes; i++)
-        *n_bytes += c.n_bytes[i];
-    return MQ_OK;
 }
 
 mq_store *mq_engine_store(mq_engine *e)

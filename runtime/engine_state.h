@@ -1,0 +1,43 @@
+/* The state of an engine, for runtime/engine*.c alone. */
+#ifndef MQ_RUNTIME_ENGINE_STATE_H
+#define MQ_RUNTIME_ENGINE_STATE_H
+
+#include "runtime/engine.h"
+#include "runtime/group.h"
+#include "runtime/join.h"
+#include "runtime/lane.h"
+
+enum { MAX_STEP = MQ_LANE_STEP_ROWS };
+
+/* What sampling gave for the rows of a call. */
+typedef struct chosen {
+    int32_t token[MAX_STEP];
+    float logit[MAX_STEP];
+} chosen;
+
+struct mq_engine {
+    const mq_kernels *kernels;
+    mq_group *group;
+    mq_lane *lanes[MQ_ENGINE_DEVICES];
+    int n_lanes;
+    mq_join *join; /* NULL with one lane */
+    mq_dev *dev;   /* of lane 0, where tokens are sampled and the drafter lives */
+    mq_store *store;
+    int64_t context, prefill_rows;
+    chosen *sampled;    /* [1], dev's memory */
+    int64_t n_logits;   /* rows of the last call */
+    int64_t logits_pos; /* position of the first of them */
+    bool has_sampled;   /* host_sampled holds what sampling gives for the last call's rows */
+    mq_sampling sampling;
+    chosen host_sampled;
+
+    mq_draft *draft;      /* NULL: none */
+    int n_taps;           /* layers it looks at */
+    int64_t reach;        /* mq_draft_reach */
+    int64_t most_waiting; /* rows of */
+    float *features;      /* [n_taps, most_waiting, hidden], dev's memory: positions from */
+    int32_t *waiting_ids; /* [most_waiting] the drafter's length on, and their tokens */
+    int64_t n_waiting;
+};
+
+#endif
