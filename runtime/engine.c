@@ -36,11 +36,21 @@ static mq_status open_draft(mq_engine *e, mq_draft_kind kind, mq_err *err)
     return e->waiting_ids ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "drafter: out of memory");
 }
 
+/* Asked by every device's store while it loads. */
+static bool is_stopped(void *ctx)
+{
+    mq_engine *e = ctx;
+    return atomic_load_explicit(&e->has_failed, memory_order_relaxed) || (e->stopped && e->stopped());
+}
+
 static mq_status load_lane(void *ctx, int member, mq_err *err)
 {
-    const mq_engine *e = ctx;
+    mq_engine *e = ctx;
     const mq_lane_options o = {.context = e->context, .rows = e->prefill_rows};
-    return mq_lane_load(e->lanes[member], &o, e->join, member, err);
+    mq_status st = mq_lane_load(e->lanes[member], &o, e->join, member, err);
+    if (st != MQ_OK)
+        atomic_store(&e->has_failed, true);
+    return st;
 }
 
 /* What the lanes' ways through the layers are made of. */
@@ -68,7 +78,9 @@ static mq_status open_lanes(mq_engine *e, const char *dir, const mq_engine_optio
     MQ_TRY(mq_engine_check_lanes(o, err));
     MQ_TRY(mq_group_create(&e->group, n, err));
     for (int i = 0; i < n; i++) {
-        const mq_store_options so = mq_engine_store_options(o, draft, i);
+        mq_store_options so = mq_engine_store_options(o, draft, i);
+        so.stopped = is_stopped;
+        so.stopped_ctx = e;
         int ordinal = o->n_devices > 0 ? o->ordinals[i] : 0;
         MQ_TRY(mq_lane_open(&e->lanes[i], e->kernels, ordinal, dir, &so, err));
         e->n_lanes = i + 1;
@@ -76,7 +88,8 @@ static mq_status open_lanes(mq_engine *e, const char *dir, const mq_engine_optio
     }
     e->dev = mq_lane_dev(e->lanes[0]);
     e->store = mq_lane_store(e->lanes[0]);
-    return MQ_OK;
+    int64_t total;
+    return e->kernels->memory(e->dev, &e->free_at_open, &total, err);
 }
 
 static mq_status open_join(mq_engine *e, mq_err *err)
@@ -101,9 +114,11 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
     MQ_TRY(mq_engine_plan_bytes(&bytes, e->kernels, e->store, o, draft, err));
     bytes.weights = mq_engine_weight_bytes(e);
     MQ_TRY(mq_engine_check_budget(&bytes, o->memory_bytes, err));
+    int64_t each = (bytes.cache + bytes.workspace) / e->n_lanes;
+    e->planned = mq_store_resident_bytes(e->store) + each + bytes.drafter;
     for (int i = 0; i < e->n_lanes; i++)
         MQ_TRY(mq_store_check_room(mq_lane_store(e->lanes[i]),
-                                   (bytes.cache + bytes.workspace) / e->n_lanes + (i ? 0 : bytes.drafter), err));
+                                   each + bytes.reserve / e->n_lanes + (i ? 0 : bytes.drafter), err));
     e->context = bytes.context;
     e->prefill_rows = mq_engine_prefill_rows(o);
     MQ_TRY(open_join(e, err));
@@ -122,6 +137,7 @@ mq_status mq_engine_open(mq_engine **out, const char *dir, const mq_kernels *ker
     if (!e)
         return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", dir);
     e->kernels = kernels;
+    e->stopped = options->stopped;
     mq_status st = open_parts(e, dir, options, err);
     if (st != MQ_OK) {
         mq_engine_close(e);
@@ -159,6 +175,16 @@ const mq_model *mq_engine_model(const mq_engine *e)
 const char *mq_engine_device_name(const mq_engine *e)
 {
     return e->kernels->dev_name(e->dev);
+}
+
+int mq_engine_n_devices(const mq_engine *e)
+{
+    return e->n_lanes;
+}
+
+const char *mq_engine_nth_device_name(const mq_engine *e, int i)
+{
+    return e->kernels->dev_name(mq_lane_dev(e->lanes[i]));
 }
 
 int64_t mq_engine_weight_bytes(const mq_engine *e)

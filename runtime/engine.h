@@ -41,6 +41,7 @@ typedef struct mq_engine_options {
     void *progress_ctx;
     mq_load_verify verify; /* which digests of a packed model are compared while it loads */
     mq_load_io io;         /* how its files are read */
+    bool (*stopped)(void); /* asked while weights are loaded, from any thread: true ends opening with MQ_E_STOPPED; may be NULL */
 } mq_engine_options;
 
 /* What a run takes, from headers alone. */
@@ -48,6 +49,7 @@ typedef struct mq_engine_bytes {
     int64_t context;                   /* positions */
     int64_t weights;                   /* bytes, those of the drafter included */
     int64_t cache, workspace, drafter; /* bytes; drafter: its context and workspace */
+    int64_t reserve; /* kept free on the devices for what nobody plans: buffers of libraries, code, graphs, exchanges */
     mq_draft_kind draft;               /* the drafter chosen */
 } mq_engine_bytes;
 
@@ -62,7 +64,9 @@ mq_status mq_engine_open(mq_engine **out, const char *dir, const mq_kernels *ker
                          const mq_engine_options *options, mq_err *err);
 void mq_engine_close(mq_engine *e); /* accepts NULL */
 const mq_model *mq_engine_model(const mq_engine *e);
-const char *mq_engine_device_name(const mq_engine *e);
+const char *mq_engine_device_name(const mq_engine *e); /* of the first */
+int mq_engine_n_devices(const mq_engine *e);
+const char *mq_engine_nth_device_name(const mq_engine *e, int i);
 int64_t mq_engine_weight_bytes(const mq_engine *e);
 /* What loading came to on all devices, the seconds being the slowest one's; zeros for a checkpoint. */
 mq_load_figures mq_engine_loaded(const mq_engine *e);
@@ -114,6 +118,9 @@ mq_status mq_engine_skip(mq_engine *e, int64_t n, uint64_t seed, mq_err *err);
 mq_status mq_engine_read_weights(mq_engine *e, int64_t *n_bytes, mq_err *err);
 /* The weights (of the first device), borrowed; not for lending while a call runs. */
 mq_store *mq_engine_store(mq_engine *e);
+/* Of the first device: bytes that were planned (without reserve), and how much less is free than before: the engine's, and
+ * whatever others took meanwhile.  MQ_E_DEVICE. */
+mq_status mq_engine_memory(mq_engine *e, int64_t *planned, int64_t *taken, mq_err *err);
 /* mq_kernels.dev_clocks of the first device. */
 void mq_engine_clocks(const mq_engine *e, int *core_mhz, int *memory_mhz);
 

@@ -55,3 +55,12 @@ mq_status mq_engine_read_weights(mq_engine *e, int64_t *n_bytes, mq_err *err)
         *n_bytes += c.n_bytes[i];
     return MQ_OK;
 }
+
+mq_status mq_engine_memory(mq_engine *e, int64_t *planned, int64_t *taken, mq_err *err)
+{
+    int64_t free_bytes, total;
+    MQ_TRY(e->kernels->memory(e->dev, &free_bytes, &total, err));
+    *planned = e->planned;
+    *taken = e->free_at_open - free_bytes;
+    return MQ_OK;
+}

@@ -1,7 +1,11 @@
 /* What an engine will take, from headers and options alone: devices, drafter, bytes. */
 #include "runtime/engine_plan.h"
 
+#include <string.h>
+
 enum { DEFAULT_CONTEXT = 8192, DEFAULT_PREFILL = 256 };
+
+static const int64_t RESERVE_BYTES = 512 << 20; /* of a device */
 
 static int64_t at_most(int64_t a, int64_t b)
 {
@@ -97,6 +101,7 @@ mq_status mq_engine_plan_bytes(mq_engine_bytes *out, const mq_kernels *kernels, 
     if (mq_store_only_rank(s) >= 0)
         out->cache /= n_ranks;
     out->draft = draft;
+    out->reserve = strcmp(kernels->name, "cpu") ? mq_engine_n_lanes(o) * RESERVE_BYTES : 0;
     MQ_TRY(drafter_bytes(&out->drafter, s, draft, rows, err)); /* also sees that it is there */
     const mq_lane_options lo = {.context = out->context,
                                 .rows = rows,

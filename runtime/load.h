@@ -30,6 +30,8 @@ typedef struct mq_load_options {
     /* Called with the bytes of each record that has arrived, from any thread, also several at a time; may be NULL. */
     void (*progress)(void *ctx, int64_t n_bytes);
     void *progress_ctx;
+    bool (*stopped)(void *ctx); /* asked before every block, from any thread: true ends a run; may be NULL */
+    void *stopped_ctx;
 } mq_load_options;
 
 mq_status mq_load_create(mq_load **out, const mq_load_options *options, mq_err *err); /* MQ_E_NOMEM */
@@ -62,7 +64,8 @@ bool mq_load_is_host(const mq_load *l);
 /* ---- Running ---- */
 
 /* Do what was noted, and forget it, whatever the outcome.  The failure of the first record in reading order wins.
- * MQ_E_HASH, MQ_E_FORMAT, MQ_E_IO name file and tensor (MQ_E_IO also: a file changed meanwhile); MQ_E_NOMEM; MQ_E_DEVICE. */
+ * MQ_E_HASH, MQ_E_FORMAT, MQ_E_IO name file and tensor (MQ_E_IO also: a file changed meanwhile); MQ_E_NOMEM; MQ_E_DEVICE;
+ * MQ_E_STOPPED. */
 mq_status mq_load_run(mq_load *l, mq_err *err);
 
 /* Sums over all runs so far. */

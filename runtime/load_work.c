@@ -296,6 +296,8 @@ mq_status mq_load_span_run(mq_load *l, int64_t span, int worker, mq_err *err)
     mq_load_worker *w = &l->workers[worker];
     mq_load_file *f = &l->files[it->file];
     bool direct = mq_load_file_is_direct(f);
+    if (l->o.stopped && l->o.stopped(l->o.stopped_ctx))
+        return mq_fail(err, MQ_E_STOPPED, "stopped");
     if (!direct)
         mq_load_file_expect(f, s->off, s->n_bytes);
     if (!it->dst)

@@ -67,6 +67,10 @@ typedef struct mq_store_options {
                                       while opening */
     mq_load_verify verify; /* a packed model that becomes resident: how far check goes */
     mq_load_io io;    /* the same: how its files are read */
+    /* Asked while a store becomes resident, from any thread, between pieces of at most one layer: true ends it with
+     * MQ_E_STOPPED; may be NULL. */
+    bool (*stopped)(void *ctx);
+    void *stopped_ctx;
 } mq_store_options;
 
 /* Open dir: a packed model when it has a manifest.json, otherwise a checkpoint; with synthetic, a config.json.  MQ_E_ARG: n_ranks

@@ -93,6 +93,8 @@ static mq_status load_job(void *ctx, int64_t job, int worker, mq_err *err)
     mq_store *s = ctx;
     (void)worker;
     void *reader;
+    if (s->options.stopped && s->options.stopped(s->options.stopped_ctx))
+        return mq_fail(err, MQ_E_STOPPED, "stopped");
     MQ_TRY(s->backend.ops->reader_open(s->backend.impl, &reader, err));
     mq_status st = MQ_OK;
     if (job < s->n_layers) {
@@ -123,7 +125,9 @@ static mq_status load_by_plan(mq_store *s, int64_t n_jobs, mq_err *err)
                                      .io = s->options.io,
                                      .place = &s->place,
                                      .progress = report_part,
-                                     .progress_ctx = s};
+                                     .progress_ctx = s,
+                                     .stopped = s->options.stopped,
+                                     .stopped_ctx = s->options.stopped_ctx};
     MQ_TRY(mq_load_create(&s->place.load, &options, err));
     mq_status st = MQ_OK;
     for (int64_t i = 0; st == MQ_OK && i < n_jobs; i++)
@@ -192,6 +196,7 @@ mq_status mq_store_load(mq_store *s, mq_err *err)
         st = mq_fail(err, MQ_E_NOMEM, "%s: out of memory", s->dir);
     s->held_vocab = VOCAB_NONE; /* embedding and head are about to move */
     s->done_bytes = s->norm_bytes;
+    s->job_bytes = 0; /* of a load that failed before */
     int n_threads = s->backend.in_place          ? 1
                     : s->options.n_threads > 0 ? s->options.n_threads
                                                : mq_cpu_count();

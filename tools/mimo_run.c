@@ -124,7 +124,8 @@ static int largest_divisor(int n, int most)
 /* How many ranks, on how many of the devices: without --ranks as many as there are devices, if the packed model can be cut so. */
 static mq_status deal_ranks(mq_engine_options *out, run_state *r, const char *dir, mq_err *err)
 {
-    int n = r->devices.n < MQ_ENGINE_DEVICES ? r->devices.n : MQ_ENGINE_DEVICES;
+    bool is_alone = out->synthetic && out->synthetic->only_rank >= 0; /* takes one device */
+    int n = is_alone && r->devices.n > 1 ? 1 : r->devices.n < MQ_ENGINE_DEVICES ? r->devices.n : MQ_ENGINE_DEVICES;
     out->ordinals = r->devices.ordinals;
     out->n_devices = n;
     if (n > 1 && out->n_ranks == 0) {
@@ -160,6 +161,7 @@ static mq_status engine_options(mq_engine_options *out, run_state *r, const mq_k
                                .progress_ctx = r,
                                .verify = r->o->how_far,
                                .allreduce = r->o->allreduce_way,
+                               .stopped = mq_cli_stopped,
                                .precision = r->devices.cuda ? MQ_PRECISION_BF16 : MQ_PRECISION_F32};
     MQ_TRY(deal_ranks(out, r, dir, err));
     return r->o->memory ? MQ_OK : available_bytes(&out->memory_bytes, kernels, out, err);
@@ -180,6 +182,8 @@ static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
     MQ_TRY(mq_progress_create(&r->load_progress, r->cli, "loading", spoken_of, "B", err));
     double start = mq_cli_now();
     mq_status st = mq_engine_open(&r->engine, dir, kernels, &options, err);
+    if (st == MQ_E_STOPPED)
+        st = mq_cli_check_stop(err); /* which signal it was */
     r->load_s = mq_cli_now() - start;
     mq_progress_free(r->load_progress);
     r->load_progress = NULL;
@@ -354,7 +358,8 @@ static void print_bench(const run_state *r)
     const mq_generation *g = &r->generation;
     char weights[32];
     mq_cli_bytes_text(weights, mq_engine_weight_bytes(r->engine));
-    printf("device        %s\n", mq_engine_device_name(r->engine));
+    for (int i = 0; i < mq_engine_n_devices(r->engine); i++)
+        printf("device        %s\n", mq_engine_nth_device_name(r->engine, i));
     printf("ranks         %d\n", r->n_ranks);
     printf("weights       %s\n", weights);
     char load[120];
@@ -398,24 +403,29 @@ static mq_status dry_run(run_state *r, const char *dir, mq_err *err)
     MQ_TRY(engine_options(&options, r, kernels, dir, err));
     MQ_TRY(mq_engine_plan(&b, dir, kernels, &options, err));
     int64_t room = options.memory_bytes, need = b.weights + b.cache + b.workspace + b.drafter;
+    int64_t reserve = r->o->memory ? 0 : b.reserve; /* as the engine asks: of what is free */
+    need += reserve;
     mq_json_write_int(&r->cli->json, "weight_bytes", b.weights);
     mq_json_write_int(&r->cli->json, "context", b.context);
     mq_json_write_int(&r->cli->json, "cache_bytes", b.cache);
     mq_json_write_int(&r->cli->json, "workspace_bytes", b.workspace);
     mq_json_write_string(&r->cli->json, "draft", mq_draft_kind_name(b.draft));
     mq_json_write_int(&r->cli->json, "drafter_bytes", b.drafter);
+    mq_json_write_int(&r->cli->json, "reserve_bytes", reserve);
     mq_json_write_int(&r->cli->json, "available_bytes", room);
     mq_json_write_bool(&r->cli->json, "fits", room <= 0 || need <= room);
     if (mq_cli_text(r->cli)) {
-        char text[6][32];
-        const int64_t values[6] = {b.weights, b.cache, b.workspace, b.drafter, need, room};
-        for (int i = 0; i < 6; i++)
+        char text[7][32];
+        const int64_t values[7] = {b.weights, b.cache, b.workspace, b.drafter, need, room, reserve};
+        for (int i = 0; i < 7; i++)
             mq_cli_bytes_text(text[i], values[i]);
         printf("weights       %s%s\ncache         %s for a context of %lld\nworkspace     %s\n",
                text[0], b.draft ? ", the drafter's included" : "", text[1], (long long)b.context,
                text[2]);
-        printf("drafter       %s (%s)\nin all        %s\navailable     %s\n", text[3],
-               mq_draft_kind_name(b.draft), text[4], text[5]);
+        printf("drafter       %s (%s)\n", text[3], mq_draft_kind_name(b.draft));
+        if (reserve)
+            printf("reserve       %s for libraries, code and graphs\n", text[6]);
+        printf("in all        %s\navailable     %s\n", text[4], text[5]);
     }
     if (room > 0 && need > room)
         return mq_fail(err, MQ_E_NOMEM, "%s needs %lld bytes of memory, %lld are available", dir,

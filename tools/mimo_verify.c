@@ -1,4 +1,6 @@
 /* mimo-verify: reads options, calls mq_verify, ends with its status. */
+#include <string.h>
+
 #include "tools/cli.h"
 #include "tools/verify.h"
 
@@ -6,6 +8,7 @@ int main(int argc, char **argv)
 {
     mq_verify_options o = {.max_weight_error = 0.5};
     int64_t n_threads = 0;
+    const char *precision = NULL;
     const mq_opt opts[] = {
         {"source", MQ_OPT_STRING, &o.source, "CHECKPOINT", NULL,
          "compare weights with the checkpoint it was made from", 0, 0, 0, 0, NULL},
@@ -29,9 +32,11 @@ int main(int argc, char **argv)
         {"threads", MQ_OPT_INT, &n_threads, "N", NULL, "host threads (default: all processors)", 1,
          1024, 0, 0, NULL},
         {"memory", MQ_OPT_SIZE, &o.memory_bytes, "BYTES", NULL,
-         "budget (default: half of the machine's memory)", 1 << 20, 0, 0, 0, NULL},
+         "budget (default: half of the machine's memory, and what is free on a GPU)", 1 << 20, 0, 0, 0, NULL},
         {"device", MQ_OPT_STRING, &o.device, "cpu|cuda[:0,1]", NULL, "where to run (default cpu)",
          0, 0, 0, 0, NULL},
+        {"precision", MQ_OPT_STRING, &precision, "NAME", "f32|bf16",
+         "inputs of products; bf16: as mimo-run on a GPU (default f32)", 0, 0, 0, 0, NULL},
         {"save-logits", MQ_OPT_LATER, NULL, "FILE", NULL, "write a compact reference", 0, 0, 0, 0,
          NULL},
         {"logits", MQ_OPT_LATER, NULL, "FILE", NULL, "compare with a compact reference", 0, 0, 0, 0,
@@ -56,6 +61,7 @@ int main(int argc, char **argv)
     if (st == MQ_OK && !done) {
         o.packed = cli.args[0];
         o.n_threads = (int)n_threads;
+        o.bf16 = precision && strcmp(precision, "bf16") == 0;
         st = mq_verify(&missed, &o, &cli, &err);
     }
     if (done)

@@ -221,7 +221,7 @@ static mq_status measure(bench *b, mq_err *err)
         MQ_TRY(measure_round(b, round, err));
     for (int i = 0; i < out->n_widths; i++)
         finish_width(b, i);
-    return MQ_OK;
+    return mq_engine_memory(b->engine, &out->planned_bytes, &out->taken_bytes, err);
 }
 
 mq_status mq_bench_run(mq_bench *out, mq_engine *engine, const mq_bench_options *o, const mq_cli *cli, mq_err *err)
@@ -261,6 +261,21 @@ static void json_clock(mq_json_writer *w, const char *key, int mhz)
         mq_json_write_null(w, key);
 }
 
+/* All devices, and whether they bring a decode step of their own. */
+static void json_devices(mq_json_writer *w, const mq_bench *b, mq_engine *engine)
+{
+    mq_json_write_array(w, "devices");
+    for (int i = 0; i < mq_engine_n_devices(engine); i++)
+        mq_json_write_string(w, NULL, mq_engine_nth_device_name(engine, i));
+    mq_json_write_end_array(w);
+    if (mq_engine_why_composed(engine))
+        mq_json_write_string(w, "step_composed", mq_engine_why_composed(engine));
+    else
+        mq_json_write_null(w, "step_composed");
+    mq_json_write_int(w, "planned_bytes", b->planned_bytes);
+    mq_json_write_int(w, "taken_bytes", b->taken_bytes);
+}
+
 static void json_conditions(mq_json_writer *w, const mq_bench *b, mq_engine *engine)
 {
     const mq_store *s = mq_engine_store(engine);
@@ -283,6 +298,7 @@ static void json_conditions(mq_json_writer *w, const mq_bench *b, mq_engine *eng
 
 void mq_bench_json(mq_json_writer *w, const mq_bench *b, mq_engine *engine)
 {
+    json_devices(w, b, engine);
     json_conditions(w, b, engine);
     mq_json_write_array(w, "bench_prompts");
     for (int i = 0; i < b->n_prompts; i++) {
@@ -321,6 +337,14 @@ static void print_clocks(const mq_bench *b)
     printf("%s\n", b->core_mhz > 0 || b->memory_mhz > 0 ? "" : "not known");
 }
 
+static void print_memory(const mq_bench *b)
+{
+    char planned[32], taken[32];
+    mq_cli_bytes_text(planned, b->planned_bytes);
+    mq_cli_bytes_text(taken, b->taken_bytes);
+    printf("memory        %s planned on the first device, %s gone\n", planned, taken);
+}
+
 static void print_experts(const mq_bench *b, const mq_model *m)
 {
     char text[32];
@@ -353,7 +377,10 @@ void mq_bench_print(const mq_bench *b, mq_engine *engine)
     const mq_model *m = mq_engine_model(engine);
     const mq_store *s = mq_engine_store(engine);
     char text[32];
+    if (mq_engine_why_composed(engine))
+        printf("step          composed of single operations: %s\n", mq_engine_why_composed(engine));
     print_clocks(b);
+    print_memory(b);
     printf("layers        %d\n", m->n_layers);
     print_experts(b, m);
     if (mq_store_only_rank(s) >= 0)

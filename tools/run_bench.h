@@ -49,6 +49,7 @@ typedef struct mq_bench {
     int64_t context, read_bytes;
     double read_bytes_per_s; /* one stream over all weights, the best of a few; 0: nothing to read */
     int core_mhz, memory_mhz;
+    int64_t planned_bytes, taken_bytes; /* mq_engine_memory, at the end */
     mq_traffic traffic;
     bool made_up_cache; /* keys and values before the steps come from no prompt */
 } mq_bench;

@@ -253,22 +253,31 @@ static mq_status open_inputs(verify_state *v, mq_err *err)
     return choose_windows(v, err);
 }
 
-static mq_status run_quality(verify_state *v, mq_quality *q, int n_threads, mq_err *err)
+/* The device's budget: --memory, or half of the machine's memory and most of what is free on a GPU. */
+static mq_status quality_memory(int64_t *out, const verify_state *v, const mq_kernels *k, mq_dev *dev, mq_err *err)
 {
-    const char *name;
-    MQ_TRY(mq_cli_device(&name, NULL, v->o->device, err));
-    const mq_kernels *k = mq_kernels_find(name);
+    int64_t free_bytes, total;
+    *out = v->o->memory_bytes;
+    if (v->o->memory_given || !strcmp(k->name, "cpu"))
+        return MQ_OK;
+    MQ_TRY(k->memory(dev, &free_bytes, &total, err));
+    int64_t most = free_bytes / 8 * 7;
+    *out = *out < most ? *out : most;
+    return MQ_OK;
+}
+
+static mq_status run_on(verify_state *v, mq_quality *q, const mq_kernels *k, mq_dev *dev, int n_threads, mq_err *err)
+{
     mq_quality_options options = {.window = v->window,
                                   .n_windows = v->n_windows,
-                                  .memory_bytes = v->o->memory_bytes,
                                   .progress = set_units,
                                   .progress_ctx = v,
                                   .stopped = mq_cli_stopped};
-    const mq_store_options store = {.n_ranks = 1, .n_threads = n_threads, .check = true};
+    const mq_store_options store = {.n_ranks = 1, .n_threads = n_threads, .check = true, .kernels = k, .dev = dev};
     mq_store *a = NULL, *b = NULL;
-    mq_dev *dev = NULL;
-    v->done = 0;
-    mq_status st = k->dev_open(&dev, 0, n_threads, NULL, err);
+    mq_status st = k->set_precision(dev, v->o->bf16 ? MQ_PRECISION_BF16 : MQ_PRECISION_F32, err);
+    if (st == MQ_OK)
+        st = quality_memory(&options.memory_bytes, v, k, dev, err);
     if (st == MQ_OK)
         st = mq_store_open(&a, v->o->source ? v->o->source : v->packed->dir, &store, err);
     if (st == MQ_OK && v->o->source)
@@ -281,8 +290,22 @@ static mq_status run_quality(verify_state *v, mq_quality *q, int n_threads, mq_e
     v->progress = NULL;
     mq_store_close(a);
     mq_store_close(b);
-    if (dev)
-        k->dev_close(dev);
+    return st;
+}
+
+static mq_status run_quality(verify_state *v, mq_quality *q, int n_threads, mq_err *err)
+{
+    const char *name;
+    mq_cli_devices devices;
+    mq_dev *dev;
+    MQ_TRY(mq_cli_device(&name, &devices, v->o->device, err));
+    const mq_kernels *k = mq_kernels_find(name);
+    v->done = 0;
+    MQ_TRY(k->dev_open(&dev, devices.n > 0 ? devices.ordinals[0] : 0, n_threads, NULL, err));
+    mq_json_write_string(&v->cli->json, "device", k->dev_name(dev));
+    mq_json_write_string(&v->cli->json, "precision", v->o->bf16 ? "bf16" : "f32");
+    mq_status st = run_on(v, q, k, dev, n_threads, err);
+    k->dev_close(dev);
     return st;
 }
 
@@ -360,7 +383,8 @@ mq_status mq_verify(bool *missed, const mq_verify_options *o, mq_cli *cli, mq_er
     checks list = {.n = 0};
     *missed = false;
     MQ_TRY(check_options(o, err));
-    if (options.memory_bytes == 0)
+    options.memory_given = options.memory_bytes != 0;
+    if (!options.memory_given)
         options.memory_bytes = mq_machine_bytes() / 2;
     mq_status st = run_checks(&v, &list, err);
     if (st == MQ_E_STOPPED)

@@ -16,7 +16,9 @@ typedef struct mq_verify_options {
     bool list;                 /* report every record */
     int64_t window, n_windows; /* 0: 2048 or the model's limit; 32 or what the text holds */
     int n_threads;             /* 0: all processors */
-    int64_t memory_bytes;      /* 0: half of the machine's memory */
+    int64_t memory_bytes;      /* 0: half of the machine's memory, and on a GPU at most 7/8 of what is free there */
+    bool memory_given;         /* filled in */
+    bool bf16;                 /* products of BF16 inputs, as mimo-run's on a GPU; false: F32 */
     bool has_max_ppl_increase, has_max_kl, has_min_top1; /* these thresholds need source and text */
     double max_ppl_increase, max_kl, min_top1;
     bool has_max_weight_error; /* asked for: needs source */

@@ -1,7 +1,8 @@
 /* How fast a packed model is loaded, against a plain read of the same files.
  *
- *     bench_load DIR RANKS THREADS cpu|cuda [REPEATS]
+ *     bench_load DIR RANKS THREADS cpu|cuda [REPEATS [LINE...]]
  *
+ * LINE: only lines of the table that hold one of these texts, for example "cold load" or "verify full".
  * THREADS 0: the loader's default (the plain read takes as many).  Cold: pages of the files are dropped from the page cache
  * before every run (posix_fadvise); warm: they were all read right before.  The plain read takes the shard files in blocks of 4 MiB,
  * through the page cache and around it, and looks at no byte.  GB/s are bytes of the files a second of the whole call: for a load
@@ -27,6 +28,8 @@ typedef struct bench {
     char **files; /* shards, sorted */
     int64_t n_files, n_bytes;
     int n_ranks, n_threads, n_repeats;
+    char **lines; /* [n_lines] */
+    int n_lines;
     const mq_kernels *kernels;
     mq_dev *dev;
 } bench;
@@ -172,6 +175,17 @@ typedef struct way {
     mq_load_io io;
 } way;
 
+/* Is the line asked for? */
+static bool is_wanted(const bench *b, const way *w, bool cold)
+{
+    char line[80];
+    snprintf(line, sizeof line, "%s %s", cold ? "cold" : "warm", w->name);
+    for (int i = 0; i < b->n_lines; i++)
+        if (strstr(line, b->lines[i]))
+            return true;
+    return b->n_lines == 0;
+}
+
 static void run_way(const bench *b, const way *w, bool cold)
 {
     double s[MOST_REPEATS], cpu = 0;
@@ -211,10 +225,10 @@ int main(int argc, char **argv)
         {"load, verify full, direct", true, 0, MQ_VERIFY_FULL, MQ_LOAD_DIRECT},
     };
     mq_err err;
-    if (argc < 5 || argc > 6)
-        fail("bench_load DIR RANKS THREADS cpu|cuda [REPEATS]");
+    if (argc < 5)
+        fail("bench_load DIR RANKS THREADS cpu|cuda [REPEATS [LINE...]]");
     bench b = {.dir = argv[1], .n_ranks = atoi(argv[2]), .n_threads = atoi(argv[3]), .kernels = mq_kernels_find(argv[4]),
-               .n_repeats = argc > 5 ? atoi(argv[5]) : 3};
+               .n_repeats = argc > 5 ? atoi(argv[5]) : 3, .lines = argv + 6, .n_lines = argc > 6 ? argc - 6 : 0};
     if (b.n_threads <= 0)
         b.n_threads = mq_store_load_threads();
     if (!b.kernels || b.n_ranks < 1 || b.n_repeats < 1 || b.n_repeats > MOST_REPEATS)
@@ -226,7 +240,8 @@ int main(int argc, char **argv)
            1e-9 * (double)b.n_bytes, b.n_ranks, b.n_threads, b.kernels->dev_name(b.dev), b.n_repeats);
     for (int cold = 1; cold >= 0; cold--)
         for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
-            run_way(&b, &ways[i], cold);
+            if (is_wanted(&b, &ways[i], cold))
+                run_way(&b, &ways[i], cold);
     b.kernels->dev_close(b.dev);
     for (int64_t i = 0; i < b.n_files; i++)
         free(b.files[i]);

@@ -3,6 +3,8 @@
  *
  * In the emulator the device's memory is closed to the host outside kernels and copies.  With MQ_TEST_DEVICE=cuda on GPU 0, or
  * 77 where there is none. */
+#include <unistd.h>
+
 #include "runtime/engine.h"
 #include "tests/emulator/emulator.h"
 #include "tests/runtime/load_fixture.h"
@@ -129,6 +131,47 @@ START_TEST(failures_of_the_device_end_the_load)
 }
 END_TEST
 
+/* The second device fails at once, the first one is slow. */
+static mq_status uneven_upload(mq_dev *d, void *dst, const void *src, int64_t n_bytes, mq_fence *f, mq_err *e)
+{
+    if (strncmp(gpu->dev_name(d), "cuda 1", 6) == 0)
+        return mq_fail(e, MQ_E_DEVICE, "cuda 1: upload: made to fail");
+    usleep(2000);
+    return gpu->upload_async(d, dst, src, n_bytes, f, e);
+}
+
+static void note_progress(void *ctx, int64_t done, int64_t total)
+{
+    int64_t *seen = ctx;
+    seen[0] = done;
+    seen[1] = total;
+}
+
+static bool never_mind(void)
+{
+    return true;
+}
+
+START_TEST(a_device_that_fails_ends_the_loads_of_the_others)
+{
+    static const int ordinals[] = {0, 1};
+    const char *dir = fix_model("nano", 2, 64, 0);
+    mq_kernels uneven = *gpu;
+    mq_engine *e;
+    int64_t seen[2] = {0, 0};
+    mq_engine_options o = {.n_ranks = 2, .n_threads = 1, .context = 64, .prefill_rows = 16, .ordinals = ordinals, .n_devices = 2,
+                           .progress = note_progress, .progress_ctx = seen};
+    if (is_real && mq_cuda_count() < 2)
+        return;
+    uneven.upload_async = uneven_upload;
+    mq_assert_fails(mq_engine_open(&e, dir, &uneven, &o, &err), MQ_E_DEVICE, &err, "cuda 1: upload: made to fail");
+    ck_assert_ptr_null(e);
+    ck_assert(seen[0] == 0 || seen[0] < seen[1] / 2);
+    o.stopped = never_mind;
+    mq_assert_fails(mq_engine_open(&e, dir, gpu, &o, &err), MQ_E_STOPPED, &err, "stopped");
+}
+END_TEST
+
 START_TEST(fences_and_host_memory)
 {
     enum { N = 5000 };
@@ -169,6 +212,7 @@ int main(void)
         return MQ_TEST_SKIP;
     }
     mq_emulator_guard_memory(true);
+    mq_emulator_set_devices(2);
     if (gpu->dev_open(&dev, 0, 2, NULL, &err) != MQ_OK) {
         printf("SKIPPED: %s\n", err.text);
         return MQ_TEST_SKIP;
@@ -180,6 +224,7 @@ int main(void)
     tcase_add_test(t, records_larger_than_a_block_and_merges);
     tcase_add_test(t, a_gpu_too_small_is_refused_with_both_numbers);
     tcase_add_test(t, failures_of_the_device_end_the_load);
+    tcase_add_test(t, a_device_that_fails_ends_the_loads_of_the_others);
     suite_add_tcase(s, t);
     int failed = mq_test_run(s);
     gpu->dev_close(dev);

@@ -273,6 +273,35 @@ START_TEST(after_a_failure_the_store_streams_on)
 }
 END_TEST
 
+static _Atomic int n_asked; /* that are still answered with "go on" */
+
+static bool stop_after_some(void *ctx)
+{
+    (void)ctx;
+    return n_asked-- <= 0;
+}
+
+START_TEST(a_load_that_is_told_to_stop_ends_and_can_begin_again)
+{
+    const char *dir = fix_model("nano", 2, 64, 0);
+    for (int asked = 0; asked < 8; asked += 3) {
+        watch w = {0, 0, 0};
+        mq_store *s;
+        mq_store_options o = {.n_ranks = 2, .n_threads = 3, .check = true, .progress = watch_progress, .progress_ctx = &w,
+                              .stopped = stop_after_some};
+        mq_assert_ok(mq_store_open(&s, dir, &o, &err), &err);
+        n_asked = asked;
+        mq_assert_fails(mq_store_load(s, &err), MQ_E_STOPPED, &err, "stopped");
+        ck_assert(!mq_store_is_resident(s) && w.done < mq_store_resident_bytes(s));
+        w = (watch){0, 0, 0};
+        n_asked = INT32_MAX;
+        mq_assert_ok(mq_store_load(s, &err), &err);
+        ck_assert_int_eq(w.done, w.total);
+        mq_store_close(s);
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("load");
@@ -288,6 +317,7 @@ int main(void)
     tcase_add_test(t, files_that_change_meanwhile_are_noticed);
     tcase_add_test(t, signals_do_not_disturb);
     tcase_add_test(t, after_a_failure_the_store_streams_on);
+    tcase_add_test(t, a_load_that_is_told_to_stop_ends_and_can_begin_again);
     suite_add_tcase(s, t);
     return mq_test_run(s);
 }

@@ -25,12 +25,15 @@ quick='--quiet --bench --bench-steps 3 --bench-repeats 2 --bench-prompt 20 --max
 # ---- lines and members ----
 # shellcheck disable=SC2086  # quick is a list of options
 expect 0 mimo-run $quick --bench-context 100 --synthetic "$tiny" --json "$work/run.json"
-for line in 'device        cpu' 'clocks        ' 'layers        3' 'experts       6 a layer, 2 a token, int4 in groups of 64, ' \
+for line in 'device        cpu' 'memory        ' 'clocks        ' 'layers        3' 'experts       6 a layer, 2 a token, int4 in groups of 64, ' \
     'SYNTHETIC     weights are made up and route at random' 'memory read   ' 'prefill       20 tokens, ' \
     'steps         6 of each width at a context of 100, its keys and values made up' 'decode        3 tokens in '; do
     out_has "$line"
 done
 json_is "$work/run.json" 'r["synthetic"] and r["only_rank"] is None and r["layers"] == 3 and r["expert_scheme"] == "int4" and r["expert_group"] == 64'
+json_is "$work/run.json" 'len(r["devices"]) == 1 and r["devices"][0] == r["device"] and r["step_composed"] == "cpu: no decode step of its own"'
+out_has 'step          composed of single operations: cpu: no decode step of its own'
+json_is "$work/run.json" 'r["planned_bytes"] > r["weight_bytes"] and "taken_bytes" in r'
 json_is "$work/run.json" 'r["bench_context"] == 100 and r["bench_context_made_up"] and r["seed"] == 0 and r["ranks"] == 1'
 json_is "$work/run.json" 'r["read_bytes_per_s"] > 0 and 0 < r["read_bytes"] <= r["weight_bytes"]'
 json_is "$work/run.json" '[p["tokens"] for p in r["bench_prompts"]] == [20] and r["bench_prompts"][0]["tok_per_s"] > 0'

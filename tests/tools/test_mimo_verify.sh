@@ -37,6 +37,8 @@ if [ -n "$python" ]; then
     json_is "$work/two.json" "r['ppl'] == $one and 'ppl_source' not in r"
 fi
 
+json_is "$work/one.json" 'r["device"].startswith("cpu") and r["precision"] == "f32"'
+
 expect 0 mimo-verify --list --json - "$packed"
 json_is "$work/out" 'len(r["records"]) > 300 and r["records"][0]["file"] == "common.mqs"'
 expect 0 mimo-verify --list "$packed"
@@ -78,6 +80,7 @@ out_has "tensor 'model."
 expect 2 mimo-verify
 expect 2 mimo-verify --bogus "$packed"
 expect 2 mimo-verify "$packed" "$packed"
+expect 2 mimo-verify --precision f16 "$packed"
 expect 2 mimo-verify --max-kl 0.1 "$packed"
 err_has 'need --source and --text'
 expect 2 mimo-verify --window 128 "$packed"

@@ -4,7 +4,8 @@
  *
  * By default a few prompts; with MQ_TEST_FULL=1 in the environment 200 greedy and 200 sampled
  * prompts of 64 tokens per case, and 10^5 draws (about half an hour on an idle core;
- * CK_RUN_CASE=int4, mxfp4 or draws runs one part). */
+ * CK_RUN_CASE=int4, mxfp4 or draws runs one part).  MQ_TEST_THREADS: cases side by side.  MQ_TEST_DEVICE=cuda: on GPU 0
+ * (77 where there is none). */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +13,7 @@
 
 #include "runtime/speculate.h"
 #include "src/file.h"
+#include "src/pool.h"
 #include "src/tokenizer.h"
 #include "tests/harness.h"
 #include "tools/convert.h"
@@ -24,6 +26,12 @@ static const mq_cli quiet_cli = {
 static int small_or(int small, int usual, int full)
 {
     return getenv("MQ_TEST_FULL") ? full : getenv("MQ_TEST_SMALL") ? small : usual;
+}
+
+static bool is_cuda(void)
+{
+    const char *device = getenv("MQ_TEST_DEVICE");
+    return device && strcmp(device, "cuda") == 0;
 }
 
 /* Pack a bundled model for two ranks; the folder's path is heap. */
@@ -44,13 +52,22 @@ static char *pack(const char *model)
     return out;
 }
 
+static mq_status open_engine_of(mq_engine **out, const char *dir, int n_ranks, mq_draft_kind draft, mq_err *err)
+{
+    mq_engine_options o = {.n_ranks = n_ranks,
+                           .n_threads = 1,
+                           .context = CONTEXT,
+                           .prefill_rows = 64,
+                           .draft = draft,
+                           .precision = is_cuda() ? MQ_PRECISION_BF16 : MQ_PRECISION_F32};
+    return mq_engine_open(out, dir, mq_kernels_find(is_cuda() ? "cuda" : "cpu"), &o, err);
+}
+
 static mq_engine *open_engine(const char *dir, int n_ranks, mq_draft_kind draft)
 {
     mq_engine *e;
     mq_err err;
-    mq_engine_options o = {
-        .n_ranks = n_ranks, .n_threads = 1, .context = CONTEXT, .prefill_rows = 64, .draft = draft};
-    mq_assert_ok(mq_engine_open(&e, dir, mq_kernels_find("cpu"), &o, &err), &err);
+    mq_assert_ok(open_engine_of(&e, dir, n_ranks, draft, &err), &err);
     ck_assert_int_eq(mq_engine_draft_kind(e), draft);
     return e;
 }
@@ -91,42 +108,43 @@ static prompt prompt_at(const mq_tokens *text, int i, bool sampled)
     return p;
 }
 
-static int32_t begin(mq_engine *e, const prompt *p)
+static mq_status begin(mq_engine *e, int32_t *token, const prompt *p, mq_err *err)
 {
-    mq_err err;
-    int32_t token;
     mq_engine_reset(e);
-    mq_assert_ok(mq_engine_prefill(e, p->ids, p->n, &err), &err);
-    mq_assert_ok(mq_engine_sample(e, &token, 0, &p->sampling, &err), &err);
-    return token;
+    MQ_TRY(mq_engine_prefill(e, p->ids, p->n, err));
+    return mq_engine_sample(e, token, 0, &p->sampling, err);
 }
 
-static void plain(mq_engine *e, int32_t *out, const prompt *p)
+static mq_status plain(mq_engine *e, int32_t *out, const prompt *p, mq_err *err)
 {
-    mq_err err;
-    out[0] = begin(e, p);
+    MQ_TRY(begin(e, &out[0], p, err));
     for (int i = 1; i < TOKENS; i++) {
-        mq_assert_ok(mq_engine_step(e, &out[i - 1], 1, &err), &err);
-        mq_assert_ok(mq_engine_sample(e, &out[i], 0, &p->sampling, &err), &err);
+        MQ_TRY(mq_engine_step(e, &out[i - 1], 1, err));
+        MQ_TRY(mq_engine_sample(e, &out[i], 0, &p->sampling, err));
     }
+    return MQ_OK;
 }
 
-static void speculative(mq_engine *e, mq_speculate *s, int32_t *out, const prompt *p)
+static mq_status speculative(mq_engine *e, mq_speculate *s, int32_t *out, const prompt *p, mq_err *err)
 {
-    mq_err err;
-    out[0] = begin(e, p);
+    MQ_TRY(begin(e, &out[0], p, err));
     for (int at = 1, n; at < TOKENS; at += n) {
         int32_t tokens[MQ_SPECULATE_ROWS];
         mq_speculate_end end = {.limit = TOKENS - at};
-        mq_assert_ok(mq_speculate_step(s, tokens, &n, out[at - 1], &p->sampling, &end, &err), &err);
+        MQ_TRY(mq_speculate_step(s, tokens, &n, out[at - 1], &p->sampling, &end, err));
         memcpy(out + at, tokens, (size_t)n * sizeof *tokens);
     }
+    return MQ_OK;
 }
 
+enum { MOST_RANKS = 2, PLAIN_JOBS = 8, DFLASH_WIDTHS = 9, MTP_WIDTHS = 5, WIDTHS = DFLASH_WIDTHS + MTP_WIDTHS };
+
 typedef struct texts {
+    const char *model;
+    char *dir;
     mq_tokens source;
     int n_prompts;
-    int32_t plain[2][MOST_PROMPTS][TOKENS]; /* greedy, sampled */
+    int32_t plain[MOST_RANKS][2][MOST_PROMPTS][TOKENS]; /* of so many ranks; greedy, sampled */
 } texts;
 
 /* Which prompt the i-th is: all of them, or some spread over the text, odd and even. */
@@ -136,69 +154,97 @@ static int prompt_number(const texts *t, int i)
     return t->n_prompts == MOST_PROMPTS ? i : spread - spread % 2 + i % 2;
 }
 
-static void check_width(const char *name, mq_engine *e, int width, const texts *t)
+/* A part of the prompts without a drafter. */
+static mq_status write_plain(void *ctx, int64_t job, int worker, mq_err *err)
 {
-    mq_err err;
+    texts *t = ctx;
+    mq_engine *e;
+    int ranks = 1 + (int)(job % MOST_RANKS), part = (int)(job / MOST_RANKS);
+    (void)worker;
+    MQ_TRY(open_engine_of(&e, t->dir, ranks, MQ_DRAFT_NONE, err));
+    mq_status st = mq_engine_draft_most(e) == 0 ? MQ_OK : mq_fail(err, MQ_E_BUG, "a drafter that was not asked for");
+    for (int i = part; i < t->n_prompts && st == MQ_OK; i += PLAIN_JOBS)
+        for (int sampled = 0; sampled < 2 && st == MQ_OK; sampled++) {
+            prompt p = prompt_at(&t->source, prompt_number(t, i), sampled);
+            st = plain(e, t->plain[ranks - 1][sampled][i], &p, err);
+        }
+    mq_engine_close(e);
+    return st;
+}
+
+static mq_status check_text(const texts *t, const char *name, mq_engine *e, mq_speculate *s, int ranks, int i, int sampled,
+                            mq_err *err)
+{
+    int32_t out[TOKENS];
+    int at = prompt_number(t, i);
+    const int32_t *want = t->plain[ranks - 1][sampled][i];
+    prompt p = prompt_at(&t->source, at, sampled);
+    MQ_TRY(speculative(e, s, out, &p, err));
+    for (int j = 0; j < TOKENS; j++)
+        if (out[j] != want[j])
+            return mq_fail(err, MQ_E_BUG, "%s, prompt %d, sampled %d: token %d is %d, plain decoding has %d", name, at,
+                           sampled, j, out[j], want[j]);
+    return MQ_OK;
+}
+
+static mq_status check_width(const texts *t, mq_engine *e, int ranks, const char *name, int width, mq_err *err)
+{
     mq_speculate *s;
     mq_speculate_options o = {.width = width};
-    mq_engine_reset(e);
-    mq_assert_ok(mq_speculate_create(&s, e, &o, &err), &err);
-    double mean[2];
-    for (int sampled = 0; sampled < 2; sampled++) {
+    double mean[2] = {0.0, 0.0};
+    MQ_TRY(mq_speculate_create(&s, e, &o, err));
+    mq_status st = MQ_OK;
+    for (int sampled = 0; sampled < 2 && st == MQ_OK; sampled++) {
         mq_speculate_clear_figures(s);
-        for (int i = 0; i < t->n_prompts; i++) {
-            int32_t out[TOKENS];
-            int at = prompt_number(t, i);
-            prompt p = prompt_at(&t->source, at, sampled);
-            speculative(e, s, out, &p);
-            for (int j = 0; j < TOKENS; j++)
-                ck_assert_msg(out[j] == t->plain[sampled][i][j],
-                              "%s, width %d, prompt %d, sampled %d: token %d is %d, plain "
-                              "decoding has %d",
-                              name, width, at, sampled, j, out[j], t->plain[sampled][i][j]);
-        }
+        for (int i = 0; i < t->n_prompts && st == MQ_OK; i++)
+            st = check_text(t, name, e, s, ranks, i, sampled, err);
         const mq_speculate_figures *f = mq_speculate_get_figures(s);
         mean[sampled] = (double)f->n_tokens / (double)f->n_steps;
-        ck_assert(width == 0 || mean[sampled] <= width);
+        if (st == MQ_OK && width > 0 && mean[sampled] > width)
+            st = mq_fail(err, MQ_E_BUG, "%s: %g tokens a step", name, mean[sampled]);
     }
-    printf("%s, width %d: %d texts equal, %.3f tokens a step greedy, %.3f sampled\n", name, width,
-           2 * t->n_prompts, mean[0], mean[1]);
+    if (st == MQ_OK)
+        printf("%s: %d texts equal, %.3f tokens a step greedy, %.3f sampled\n", name, 2 * t->n_prompts, mean[0], mean[1]);
     fflush(stdout);
     mq_speculate_free(s);
+    return st;
+}
+
+/* All prompts with one drafter and width (0: auto). */
+static mq_status write_speculative(void *ctx, int64_t job, int worker, mq_err *err)
+{
+    const texts *t = ctx;
+    mq_engine *e;
+    char name[96];
+    int ranks = 1 + (int)(job % MOST_RANKS), at = (int)(job / MOST_RANKS);
+    bool is_mtp = at >= DFLASH_WIDTHS;
+    int width = is_mtp ? at - DFLASH_WIDTHS : at;
+    (void)worker;
+    snprintf(name, sizeof name, "%s packed, %d ranks, %s, width %d", t->model, ranks, is_mtp ? "MTP" : "DFlash", width);
+    MQ_TRY(open_engine_of(&e, t->dir, ranks, is_mtp ? MQ_DRAFT_MTP : MQ_DRAFT_DFLASH, err));
+    mq_status st = mq_engine_draft_most(e) == (is_mtp ? MTP_WIDTHS : DFLASH_WIDTHS) - 2
+                       ? check_width(t, e, ranks, name, width, err)
+                       : mq_fail(err, MQ_E_BUG, "%s: guesses %d tokens", name, mq_engine_draft_most(e));
+    mq_engine_close(e);
+    return st;
 }
 
 static void check_model(const char *model)
 {
     static texts t;
-    char *dir = pack(model), name[64];
-    t.source = read_text(dir);
+    mq_err err;
+    int n_threads = getenv("MQ_TEST_THREADS") ? atoi(getenv("MQ_TEST_THREADS")) : 1;
+    t.model = model;
+    t.dir = pack(model);
+    t.source = read_text(t.dir);
     t.n_prompts = small_or(1, 2, MOST_PROMPTS);
     if (getenv("MQ_TEST_PROMPTS"))
         t.n_prompts = atoi(getenv("MQ_TEST_PROMPTS"));
     ck_assert(t.n_prompts >= 1 && t.n_prompts <= MOST_PROMPTS);
-    for (int ranks = 1; ranks <= 2; ranks++) {
-        mq_engine *e = open_engine(dir, ranks, MQ_DRAFT_NONE);
-        ck_assert_int_eq(mq_engine_draft_most(e), 0);
-        for (int sampled = 0; sampled < 2; sampled++)
-            for (int i = 0; i < t.n_prompts; i++) {
-                prompt p = prompt_at(&t.source, prompt_number(&t, i), sampled);
-                plain(e, t.plain[sampled][i], &p);
-            }
-        mq_engine_close(e);
-        static const mq_draft_kind kinds[2] = {MQ_DRAFT_DFLASH, MQ_DRAFT_MTP};
-        for (int k = 0; k < 2; k++) {
-            e = open_engine(dir, ranks, kinds[k]);
-            int most = mq_engine_draft_most(e);
-            ck_assert_int_eq(most, k == 0 ? 7 : 3);
-            snprintf(name, sizeof name, "%s packed, %d ranks, %s", model, ranks,
-                     k == 0 ? "DFlash" : "MTP");
-            for (int width = 0; width <= most + 1; width++)
-                check_width(name, e, width, &t);
-            mq_engine_close(e);
-        }
-    }
+    mq_assert_ok(mq_pool_run(n_threads, MOST_RANKS * PLAIN_JOBS, write_plain, &t, &err), &err);
+    mq_assert_ok(mq_pool_run(n_threads, MOST_RANKS * WIDTHS, write_speculative, &t, &err), &err);
     mq_tokens_release(&t.source);
-    free(dir);
+    free(t.dir);
 }
 
 START_TEST(int4_text_is_the_same_with_and_without_speculation)
@@ -418,6 +464,10 @@ END_TEST
 
 int main(void)
 {
+    if (is_cuda() && (!mq_kernels_find("cuda") || mq_cuda_count() == 0)) {
+        printf("SKIPPED: no GPU\n");
+        return MQ_TEST_SKIP;
+    }
     Suite *s = suite_create("speculative");
     TCase *int4 = tcase_create("int4"), *mxfp4 = tcase_create("mxfp4"),
           *draws = tcase_create("draws");
