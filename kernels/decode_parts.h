@@ -61,8 +61,8 @@ typedef struct mq_decode_attention {
     int64_t q_stride, k_stride, v_stride;
     mq_kv kv;
     const float *sink; /* [n_heads] or NULL */
+    const float *rope; /* [R, rotary_dims] from rope_table; not read without rotary dimensions */
     int n_heads, rotary_dims, window;
-    double theta;
     float v_scale;
     const mq_decode_input *in;
     uint16_t *out;       /* [R, n_heads * v_head_dim] BF16 */
@@ -123,11 +123,15 @@ typedef struct mq_decode_parts {
     /* h [R, width] BF16 = silu(gate) * up, both [R, width]. */
     mq_status (*swiglu)(struct mq_dev *dev, uint16_t *h, const float *gate, const float *up, int64_t width, mq_err *err);
 
+    /* Of each row's position the rotary_dims / 2 cosines, then the sines (kernels.h: rope); nothing without such dimensions. */
+    mq_status (*rope_table)(struct mq_dev *dev, float *table, int rotary_dims, double theta, const mq_decode_input *in,
+                            mq_err *err);
     mq_status (*check_attention)(const mq_kv *kv, int n_heads, int rotary_dims, mq_err *err);
     /* Partial results of chunks of MQ_DECODE_CHUNK positions.  Chunks start at multiples of it, whatever the row or the
      * length; their results are joined in ascending order. */
     int64_t (*attention_bytes)(int n_heads, int v_head_dim, int window, int64_t max_context);
-    /* Rotate q and k, store k and v * v_scale at their slots, attend (kernels.h: rope, kv_store, attention). */
+    /* Rotate q and k, store k and v * v_scale at their slots, attend (kernels.h: rope, kv_store, attention).  in and the
+     * cache's positions before in->pos0 must have been there before the step: they are read early. */
     mq_status (*attention)(struct mq_dev *dev, const mq_decode_attention *job, mq_err *err);
 
     mq_status (*check_router)(const mq_matrix *w, int topk, mq_err *err);

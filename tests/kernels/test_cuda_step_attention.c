@@ -104,9 +104,11 @@ static void step(uint16_t *out, const setup *t, float *k_cache, float *v_cache, 
     a.n_heads = s->n_heads;
     a.rotary_dims = s->rotary;
     a.window = s->window;
-    a.theta = theta;
     a.v_scale = v_scale;
     a.in = (const mq_decode_input *)put(&in, sizeof in);
+    float *rope = s->rotary > 0 ? put_floats(NULL, (int64_t)R * s->rotary) : NULL;
+    mq_assert_ok(parts()->rope_table(gpu_dev, rope, s->rotary, theta, a.in, &err), &err);
+    a.rope = rope;
     memset(out, 0xff, (size_t)n_out);
     a.out = (uint16_t *)put(out, n_out);
     a.workspace = n_bytes ? put(NULL, n_bytes) : NULL;
@@ -118,6 +120,7 @@ static void step(uint16_t *out, const setup *t, float *k_cache, float *v_cache, 
     drop(a.k);
     drop(a.v);
     drop(sink);
+    drop(rope);
     drop(a.in);
     drop(a.workspace);
 }

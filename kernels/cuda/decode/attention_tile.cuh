@@ -13,21 +13,21 @@ namespace decode {
 enum { THREADS = 256, WARPS = THREADS / WARP, KEYS = 64, GROUP = 8, MAX_GROUPS = 8, SLOTS = 4, SLICE = 32 };
 
 struct attention_job {
-    const float *q, *k, *v, *sink;
+    const float *q, *k, *v, *sink, *rope;
     int64_t q_stride, k_stride, v_stride;
     mq_kv kv;
     const mq_decode_input *in;
     uint16_t *out;
     float *value, *state; /* parts: [chunk, head, row] of v_dim4 values; of maximum and sum */
     int n_heads, share, row_groups, half, window;
-    float theta, v_scale, scale;
+    float v_scale, scale;
     int dim4, v_dim4, tile_stride, n_slices, max_groups;
     bool is_direct, is_wide_k, is_wide_v;
 };
 
 /* Dynamic shared memory, in floats; every piece starts at a multiple of 16 bytes. */
 struct room_layout {
-    int keys, values, p, cos_sin, inv_freq, state, n_floats;
+    int keys, values, p, cos_sin, state, n_floats;
 };
 
 static __host__ __device__ inline room_layout layout_of(int dim4, int v_dim4, int tile_stride, int half, int max_groups)
@@ -37,8 +37,7 @@ static __host__ __device__ inline room_layout layout_of(int dim4, int v_dim4, in
     r.values = r.keys + KEYS * tile_stride;
     r.p = r.values + KEYS * v_dim4;
     r.cos_sin = r.p + max_groups * KEYS * GROUP;
-    r.inv_freq = r.cos_sin + (ROWS * 2 * half + 3) / 4 * 4;
-    r.state = r.inv_freq + (half + 3) / 4 * 4;
+    r.state = r.cos_sin + (ROWS * 2 * half + 3) / 4 * 4;
     r.n_floats = r.state + max_groups * GROUP * 3;
     return r;
 }
@@ -51,7 +50,7 @@ struct work {
 };
 
 struct room {
-    float *q, *keys, *values, *p, *cos_sin, *inv_freq, *max, *sum, *shrink;
+    float *q, *keys, *values, *p, *cos_sin, *max, *sum, *shrink;
 };
 
 static __device__ __forceinline__ int64_t first_visible(const attention_job &job, int64_t pos)

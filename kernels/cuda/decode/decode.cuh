@@ -1,7 +1,7 @@
 /* What the files of this folder define for step.cu: the operations of kernels/decode_parts.h, documented there.
  *
- * Kernels are launched with launch_dependent (common.cuh): weights may be fetched before wait_for_previous(),
- * activations only after it; every kernel calls it, so that work before the previous kernel has finished too. */
+ * Kernels are launched with launch_dependent (common.cuh): weights, the step's input and cached keys and values of earlier
+ * steps may be fetched before wait_for_previous(), activations only after it; every kernel calls it, so that work before the previous kernel has finished too. */
 #ifndef MQ_KERNELS_CUDA_DECODE_DECODE_CUH
 #define MQ_KERNELS_CUDA_DECODE_DECODE_CUH
 
@@ -23,6 +23,7 @@ mq_status norm(mq_dev *dev, const mq_decode_norm *job, mq_err *err);
 mq_status swiglu(mq_dev *dev, uint16_t *h, const float *gate, const float *up, int64_t width, mq_err *err);
 
 /* step_attention.cu */
+mq_status rope_table(mq_dev *dev, float *table, int rotary_dims, double theta, const mq_decode_input *in, mq_err *err);
 mq_status check_attention(const mq_kv *kv, int n_heads, int rotary_dims, mq_err *err);
 int64_t attention_bytes(int n_heads, int v_head_dim, int window, int64_t max_context);
 mq_status attention(mq_dev *dev, const mq_decode_attention *job, mq_err *err);

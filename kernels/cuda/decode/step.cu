@@ -117,6 +117,8 @@ static int64_t lay_out(mq_decode *d, uint8_t *base, const mq_model *m, int n_ran
     take(base, &used, &d->xn, ROWS * hidden);
     take(base, &used, &d->xn32, ROWS * hidden);
     take(base, &used, &d->part, (loop_back ? 1 : n_ranks) * ROWS * hidden);
+    take(base, &used, &d->rope[0], ROWS * (int64_t)m->full.rotary_dims);
+    take(base, &used, &d->rope[1], ROWS * (int64_t)m->swa.rotary_dims);
     take(base, &used, &d->qkv, ROWS * most(qkv_cols(&m->full, n_ranks), qkv_cols(&m->swa, n_ranks)));
     take(base, &used, &d->heads, ROWS * most(heads_cols(&m->full, n_ranks), heads_cols(&m->swa, n_ranks)));
     take(base, &used, &d->gate_up, ROWS * 2 * dense);
@@ -282,6 +284,7 @@ static constexpr mq_decode_parts parts_table()
     t.embed = embed;
     t.norm = norm;
     t.swiglu = swiglu;
+    t.rope_table = rope_table;
     t.check_attention = check_attention;
     t.attention_bytes = attention_bytes;
     t.attention = attention;

@@ -16,6 +16,7 @@ struct mq_decode {
     uint16_t *xn;    /* [R, hidden] */
     float *xn32;     /* [R, hidden] */
     float *part;     /* [n_parts, R, hidden]: what ranks add to the residual; n_parts = n_ranks, or 1 with loop_back */
+    float *rope[2];  /* [R, rotary_dims] of full and of windowed layers */
     float *qkv;      /* [R, Q + K + V] */
     uint16_t *heads; /* [R, n_heads * v_head_dim] */
     float *gate_up;  /* [R, 2 W] */

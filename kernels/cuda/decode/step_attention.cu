@@ -75,12 +75,8 @@ static __device__ __forceinline__ void attend(const room &r, const attention_job
     load_cached(r.values, job.v_dim4, job.kv.v, job, w, job.kv.v_head_dim, job.v_dim4, job.is_wide_v, first_tile, pos0);
     copy_async_commit();
     if (is_first) {
-        for (int i = (int)threadIdx.x; i < n * job.half; i += THREADS) {
-            int row = i / job.half, k = i % job.half;
-            float angle = (float)(pos0 + row) * r.inv_freq[k];
-            r.cos_sin[row * 2 * job.half + k] = (float)cos((double)angle);
-            r.cos_sin[row * 2 * job.half + job.half + k] = (float)sin((double)angle);
-        }
+        for (int i = (int)threadIdx.x; i < n * 2 * job.half; i += THREADS)
+            r.cos_sin[i] = job.rope[i];
         __syncthreads();
     }
     load_queries(r, job, w);
@@ -206,15 +202,10 @@ template <bool IS_DIRECT> static __global__ void __launch_bounds__(THREADS) step
     room_layout l = layout_of(job.dim4, job.v_dim4, job.tile_stride, job.half, job.max_groups);
     float *state = memory + l.state;
     int n_states = job.max_groups * GROUP;
-    room r = {memory,           memory + l.keys,     memory + l.values, memory + l.p,         memory + l.cos_sin,
-              memory + l.inv_freq, state, state + n_states,  state + 2 * n_states};
-    for (int k = (int)threadIdx.x; k < job.half; k += THREADS) {
-        float exponent = (float)(2 * k) / (float)(2 * job.half);
-        r.inv_freq[k] = 1.0f / (float)pow((double)job.theta, (double)exponent);
-    }
+    room r = {memory, memory + l.keys,  memory + l.values,    memory + l.p, memory + l.cos_sin,
+              state,  state + n_states, state + 2 * n_states};
     wait_for_previous();
     let_next_start();
-    __syncthreads();
     int n = job.in->n;
     int64_t pos0 = job.in->pos0;
     if (IS_DIRECT)
@@ -336,6 +327,30 @@ int64_t attention_bytes(int n_heads, int v_head_dim, int window, int64_t max_con
     return n_parts(window, max_context) * n_heads * ROWS * (v_dim4 + 2) * (int64_t)sizeof(float);
 }
 
+/* A block a row; rounding as in kernels/cuda/rope.cu. */
+static __global__ void rope_table_kernel(float *table, int half, float theta, const mq_decode_input *in)
+{
+    float *row = table + (int64_t)blockIdx.x * 2 * half;
+    wait_for_previous();
+    let_next_start();
+    int64_t pos = in->pos0 + blockIdx.x;
+    for (int k = (int)threadIdx.x; k < half; k += (int)blockDim.x) {
+        float exponent = (float)(2 * k) / (float)(2 * half);
+        float inv_freq = 1.0f / (float)pow((double)theta, (double)exponent);
+        float angle = (float)pos * inv_freq;
+        row[k] = (float)cos((double)angle);
+        row[half + k] = (float)sin((double)angle);
+    }
+}
+
+mq_status rope_table(mq_dev *dev, float *table, int rotary_dims, double theta, const mq_decode_input *in, mq_err *err)
+{
+    if (rotary_dims < 2)
+        return MQ_OK;
+    return launch_dependent(dev, err, "step rope", rope_table_kernel, dim3(ROWS), WARP, 0, table, rotary_dims / 2,
+                            (float)theta, in);
+}
+
 static bool is_wide(const void *p, int width)
 {
     return (uintptr_t)p % 16 == 0 && width % 4 == 0;
@@ -353,7 +368,7 @@ mq_status attention(mq_dev *dev, const mq_decode_attention *a, mq_err *err)
     job.sink = a->sink;
     job.in = a->in;
     job.out = a->out;
-    job.theta = (float)a->theta;
+    job.rope = a->rope;
     job.v_scale = a->v_scale;
     job.is_wide_k = is_wide(a->kv.k, a->kv.head_dim);
     job.is_wide_v = is_wide(a->kv.v, a->kv.v_head_dim);

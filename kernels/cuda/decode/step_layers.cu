@@ -67,10 +67,10 @@ static mq_status attention_half(mq_decode *d, int l, int local, mq_err *err)
     job.q_stride = job.k_stride = job.v_stride = stride;
     job.kv = layer->kv;
     job.sink = w->sink;
+    job.rope = d->rope[g == &d->model.model->swa];
     job.n_heads = w->n_heads;
     job.rotary_dims = g->rotary_dims;
     job.window = g->window;
-    job.theta = g->rope_theta;
     job.v_scale = (float)d->model.model->value_scale;
     job.in = d->in;
     job.out = d->heads;
@@ -157,6 +157,8 @@ static mq_status queue_layer(mq_decode *d, int l, mq_err *err)
 mq_status queue_step(mq_decode *d, mq_err *err)
 {
     const mq_model *m = d->model.model;
+    MQ_TRY(rope_table(d->dev, d->rope[0], m->full.rotary_dims, m->full.rope_theta, d->in, err));
+    MQ_TRY(rope_table(d->dev, d->rope[1], m->swa.rotary_dims, m->swa.rope_theta, d->in, err));
     MQ_TRY(embed(d->dev, d->x, &d->model.embedding, d->in, err));
     for (int l = 0; l < m->n_layers; l++)
         MQ_TRY(queue_layer(d, l, err));
