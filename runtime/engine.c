@@ -40,7 +40,7 @@ static mq_status open_draft(mq_engine *e, mq_draft_kind kind, mq_err *err)
 static bool is_stopped(void *ctx)
 {
     mq_engine *e = ctx;
-    return atomic_load_explicit(&e->has_failed, memory_order_relaxed) || (e->stopped && e->stopped());
+    return __atomic_load_n(&e->has_failed, __ATOMIC_RELAXED) || (e->stopped && e->stopped());
 }
 
 static mq_status load_lane(void *ctx, int member, mq_err *err)
@@ -49,7 +49,7 @@ static mq_status load_lane(void *ctx, int member, mq_err *err)
     const mq_lane_options o = {.context = e->context, .rows = e->prefill_rows};
     mq_status st = mq_lane_load(e->lanes[member], &o, e->join, member, err);
     if (st != MQ_OK)
-        atomic_store(&e->has_failed, true);
+        __atomic_store_n(&e->has_failed, true, __ATOMIC_RELAXED);
     return st;
 }
 

@@ -2,8 +2,6 @@
 #ifndef MQ_RUNTIME_ENGINE_STATE_H
 #define MQ_RUNTIME_ENGINE_STATE_H
 
-#include <stdatomic.h>
-
 #include "runtime/engine.h"
 #include "runtime/group.h"
 #include "runtime/join.h"
@@ -27,7 +25,7 @@ struct mq_engine {
     mq_store *store;
     int64_t context, prefill_rows;
     bool (*stopped)(void);   /* of the options */
-    atomic_bool has_failed;  /* a lane, while loading: the others need not go on */
+    bool has_failed;         /* a lane, while loading: the others need not go on; atomic (engine.c) */
     int64_t free_at_open, planned; /* bytes of the first device */
     chosen *sampled;    /* [1], dev's memory */
     int64_t n_logits;   /* rows of the last call */
