@@ -455,6 +455,24 @@ unsigned emu_ballot(unsigned mask, int predicate, const char *file, int line)
     return (unsigned)s.out;
 }
 
+static void combine_max(void *const *payloads, unsigned mask, const char *, int)
+{
+    uint64_t most = 0;
+    for (int l = 0; l < 32; l++)
+        if ((mask >> l & 1u) && ((emu_shuffle *)payloads[l])->in > most)
+            most = ((emu_shuffle *)payloads[l])->in;
+    for (int l = 0; l < 32; l++)
+        if (mask >> l & 1u)
+            ((emu_shuffle *)payloads[l])->out = most;
+}
+
+unsigned emu_reduce_max(unsigned mask, unsigned v, const char *file, int line)
+{
+    emu_shuffle s = {v, 0, 0};
+    emu_meet(mask, combine_max, &s, file, line);
+    return (unsigned)s.out;
+}
+
 void *emu_shared(const void *key, size_t n_bytes)
 {
     for (const shared_variable &v : e->shared_variables)

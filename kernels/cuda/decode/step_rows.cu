@@ -1,8 +1,8 @@
 /* What a decode step does between products: the rows of the embedding, residual and norm, SwiGLU.
  *
  * The norm has a block for each row: a critical path twice a layer, so a thread asks for all it needs before it adds
- * anything, four columns at a time where everything is aligned to 16 bytes.  Which thread adds which columns depends on
- * hidden alone. */
+ * anything (for the weights before it waits), four columns at a time where everything is aligned to 16 bytes, and keeps
+ * them.  Which thread adds which columns depends on hidden alone. */
 #include "kernels/cuda/weights.cuh"
 
 #include "kernels/cuda/decode/decode.cuh"
@@ -10,8 +10,8 @@
 namespace mq_cuda {
 namespace decode {
 
-enum { THREADS = 256, NORM_THREADS = 512, QUADS = 4, NORM_STRIDE = 4 * NORM_THREADS };
-static const int64_t KEPT_BYTES = 96 << 10; /* of a row in shared memory; what is longer is read again */
+enum { THREADS = 256, NORM_THREADS = 768, NORM_WARPS = NORM_THREADS / WARP, QUADS = 2, NORM_STRIDE = 4 * NORM_THREADS };
+enum { KEPT_COLS = QUADS * NORM_STRIDE, PARTS_AT_ONCE = 4 };
 
 /* ---- embedding ---- */
 
@@ -95,61 +95,97 @@ static __device__ __forceinline__ double square_sum(double sum, float4 v)
 template <bool WIDE>
 static __device__ __forceinline__ void add_parts(float4 v[QUADS], const mq_decode_norm &job, int64_t row_off, int64_t c)
 {
+    float4 sum[QUADS] = {};
 #pragma unroll
     for (int q = 0; q < QUADS; q++)
         v[q] = load4<WIDE>(job.x + row_off, c + q * NORM_STRIDE, job.hidden);
-    if (job.n_parts == 0)
-        return;
-    float4 sum[QUADS];
-    const float *part = job.part + row_off;
+    for (int k0 = 0; k0 < job.n_parts; k0 += PARTS_AT_ONCE) {
+        const float *part = job.part + row_off + k0 * job.stride_parts;
+        float4 next[PARTS_AT_ONCE][QUADS] = {};
 #pragma unroll
-    for (int q = 0; q < QUADS; q++)
-        sum[q] = load4<WIDE>(part, c + q * NORM_STRIDE, job.hidden);
-#pragma unroll 4
-    for (int k = 1; k < job.n_parts; k++) {
-        const float *next = part + k * job.stride_parts;
+        for (int k = 0; k < PARTS_AT_ONCE; k++)
 #pragma unroll
-        for (int q = 0; q < QUADS; q++)
-            sum[q] = plus(sum[q], load4<WIDE>(next, c + q * NORM_STRIDE, job.hidden));
+            for (int q = 0; q < QUADS; q++)
+                if (k0 + k < job.n_parts)
+                    next[k][q] = load4<WIDE>(part + k * job.stride_parts, c + q * NORM_STRIDE, job.hidden);
+#pragma unroll
+        for (int k = 0; k < PARTS_AT_ONCE; k++)
+#pragma unroll
+            for (int q = 0; q < QUADS; q++)
+                if (k0 + k < job.n_parts)
+                    sum[q] = k0 + k == 0 ? next[k][q] : plus(sum[q], next[k][q]);
     }
 #pragma unroll
     for (int q = 0; q < QUADS; q++)
-        v[q] = plus(v[q], sum[q]);
+        if (job.n_parts > 0)
+            v[q] = plus(v[q], sum[q]);
 }
 
-template <bool WIDE> static __global__ void __launch_bounds__(NORM_THREADS) step_norm_kernel(mq_decode_norm job, bool keep)
+/* All threads get the result: by a tree in each warp, and across the warps by the same tree in every warp. */
+static __device__ __forceinline__ double sum_of_block(double sum)
 {
-    MQ_SHARED_DYNAMIC(shared, float); /* the new x, if keep */
-    int64_t row_off = (int64_t)blockIdx.x * job.hidden;
-    float *kept = keep ? shared : job.x + row_off;
-    double sum = 0.0;
-    wait_for_previous();
-    let_next_start();
-    for (int64_t c = 4 * threadIdx.x; c < job.hidden; c += QUADS * NORM_STRIDE) {
-        float4 v[QUADS];
-        add_parts<WIDE>(v, job, row_off, c);
+    MQ_SHARED(of_warp, double[NORM_WARPS]);
+    unsigned lane = threadIdx.x % WARP;
+    sum = warp_sum(sum);
+    if (lane == 0)
+        of_warp[threadIdx.x / WARP] = sum;
+    __syncthreads();
+    return warp_sum(lane < NORM_WARPS ? of_warp[lane] : 0.0);
+}
+
+template <bool WIDE>
+static __device__ __forceinline__ void store_x(const mq_decode_norm &job, const float4 v[QUADS], int64_t row_off, int64_t c)
+{
 #pragma unroll
-        for (int q = 0; q < QUADS; q++) {
-            int64_t at = c + q * NORM_STRIDE;
-            sum = square_sum(sum, v[q]);
-            if (job.n_parts > 0)
-                store4<WIDE>(job.x + row_off, v[q], at, job.hidden);
-            if (keep)
-                store4<WIDE>(shared, v[q], at, job.hidden);
-            if (job.capture)
-                store4<WIDE>(job.capture + row_off, v[q], at, job.hidden);
-        }
+    for (int q = 0; q < QUADS; q++) {
+        if (job.n_parts > 0)
+            store4<WIDE>(job.x + row_off, v[q], c + q * NORM_STRIDE, job.hidden);
+        if (job.capture)
+            store4<WIDE>(job.capture + row_off, v[q], c + q * NORM_STRIDE, job.hidden);
     }
-    float mean = (float)(block_sum(sum) / (double)job.hidden + job.eps);
-    float r = 1.0f / sqrtf(mean); /* three roundings; double would keep every thread waiting */
-#pragma unroll 4
-    for (int64_t c = 4 * threadIdx.x; c < job.hidden; c += NORM_STRIDE) { /* the thread's own columns again */
-        float4 v = load4<WIDE>(kept, c, job.hidden), w = load4<WIDE>(job.weight, c, job.hidden);
-        v = {w.x * (v.x * r), w.y * (v.y * r), w.z * (v.z * r), w.w * (v.w * r)};
+}
+
+template <bool WIDE>
+static __device__ __forceinline__ void store_normed(const mq_decode_norm &job, const float4 v[QUADS], const float4 w[QUADS], float r,
+                                                    int64_t row_off, int64_t c)
+{
+#pragma unroll
+    for (int q = 0; q < QUADS; q++) {
+        float4 y = {w[q].x * (v[q].x * r), w[q].y * (v[q].y * r), w[q].z * (v[q].z * r), w[q].w * (v[q].w * r)};
         if (job.xn)
-            store4<WIDE>(job.xn + row_off, v, c, job.hidden);
+            store4<WIDE>(job.xn + row_off, y, c + q * NORM_STRIDE, job.hidden);
         if (job.xn32)
-            store4<WIDE>(job.xn32 + row_off, v, c, job.hidden);
+            store4<WIDE>(job.xn32 + row_off, y, c + q * NORM_STRIDE, job.hidden);
+    }
+}
+
+/* KEEP: hidden is at most KEPT_COLS, the thread's columns stay in registers; otherwise they are read again. */
+template <bool WIDE, bool KEEP> static __global__ void __launch_bounds__(NORM_THREADS) step_norm_kernel(mq_decode_norm job)
+{
+    int64_t row_off = (int64_t)blockIdx.x * job.hidden, c0 = 4 * threadIdx.x;
+    float4 v[QUADS], w[QUADS];
+    double sum = 0.0;
+    let_next_start();
+#pragma unroll
+    for (int q = 0; q < QUADS; q++)
+        w[q] = load4<WIDE>(job.weight, c0 + q * NORM_STRIDE, job.hidden);
+    wait_for_previous();
+    for (int64_t c = c0; KEEP ? c == c0 : c < job.hidden; c += KEPT_COLS) {
+        add_parts<WIDE>(v, job, row_off, c);
+        store_x<WIDE>(job, v, row_off, c);
+#pragma unroll
+        for (int q = 0; q < QUADS; q++)
+            sum = square_sum(sum, v[q]);
+    }
+    float mean = (float)(sum_of_block(sum) / (double)job.hidden + job.eps);
+    float r = 1.0f / sqrtf(mean); /* three roundings; double would keep every thread waiting */
+    for (int64_t c = c0; KEEP ? c == c0 : c < job.hidden; c += KEPT_COLS) {
+#pragma unroll
+        for (int q = 0; q < QUADS && !KEEP; q++) {
+            v[q] = load4<WIDE>(job.x + row_off, c + q * NORM_STRIDE, job.hidden);
+            w[q] = load4<WIDE>(job.weight, c + q * NORM_STRIDE, job.hidden);
+        }
+        store_normed<WIDE>(job, v, w, r, row_off, c);
     }
 }
 
@@ -157,11 +193,11 @@ mq_status norm(mq_dev *dev, const mq_decode_norm *job, mq_err *err)
 {
     uintptr_t all = (uintptr_t)job->x | (uintptr_t)job->part | (uintptr_t)job->weight | (uintptr_t)job->xn |
                     (uintptr_t)job->xn32 | (uintptr_t)job->capture;
-    bool wide = all % 16 == 0 && job->hidden % 4 == 0 && job->stride_parts % 4 == 0;
-    int64_t bytes = job->hidden * (int64_t)sizeof(float);
-    bool keep = bytes <= KEPT_BYTES;
-    return launch_dependent(dev, err, "step norm", wide ? step_norm_kernel<true> : step_norm_kernel<false>, ROWS,
-                            NORM_THREADS, keep ? (size_t)bytes : 0, *job, keep);
+    bool wide = all % 16 == 0 && job->hidden % 4 == 0 && job->stride_parts % 4 == 0, keep = job->hidden <= KEPT_COLS;
+    auto kernel = wide ? keep ? step_norm_kernel<true, true> : step_norm_kernel<true, false>
+                  : keep ? step_norm_kernel<false, true>
+                         : step_norm_kernel<false, false>;
+    return launch_dependent(dev, err, "step norm", kernel, ROWS, NORM_THREADS, 0, *job);
 }
 
 /* ---- SwiGLU ---- */

@@ -104,6 +104,8 @@ template <class T> T __shfl_up_sync(unsigned mask, T v, unsigned by, int width =
     int lane = emu_lane(), from = lane - (int)by;
     return emu_shuffle_from(mask, v, from < lane / width * width ? lane : from, file, line);
 }
+unsigned emu_reduce_max(unsigned mask, unsigned v, const char *file, int line);
+inline unsigned __reduce_max_sync(unsigned mask, unsigned v, EMU_SITE) { return emu_reduce_max(mask, v, file, line); }
 inline unsigned __ballot_sync(unsigned mask, int p, EMU_SITE) { return emu_ballot(mask, p, file, line); }
 inline int __any_sync(unsigned mask, int p, EMU_SITE) { return emu_ballot(mask, p, file, line) != 0; }
 inline int __all_sync(unsigned mask, int p, EMU_SITE) { return emu_ballot(mask, p, file, line) == mask; }
