@@ -27,11 +27,13 @@ static __global__ void shuffle_kernel(int *out)
         out[128 + l] = (int)__ballot_sync(0xaaaaaaaau, l > 16);
     else
         out[128 + l] = __all_sync(0x55555555u, l < 31) + 2 * __any_sync(0x55555555u, l == 31);
+    unsigned half = l < 16 ? 0xffffu : 0xffff0000u;
+    out[160 + l] = (int)(__reduce_max_sync(half, 0xfffffff0u - (unsigned)l) - 0xffffff00u);
 }
 
 START_TEST(lanes_read_each_other)
 {
-    int out[160];
+    int out[192];
     ck_assert(run(shuffle_kernel, 1, 32, 0, (int *)out) == cudaSuccess);
     for (int l = 0; l < 32; l++) {
         ck_assert_int_eq(out[l], 100 + (l ^ 5));
@@ -39,6 +41,7 @@ START_TEST(lanes_read_each_other)
         ck_assert_int_eq(out[64 + l], 100 + (l % 8 >= 3 ? l - 3 : l));
         ck_assert_int_eq(out[96 + l], 100 + l / 8 * 8 + 1);
         ck_assert_int_eq(out[128 + l], l % 2 ? (int)0xaaaa0000u : 1);
+        ck_assert_int_eq(out[160 + l], l < 16 ? 0xf0 : 0xe0);
     }
 }
 END_TEST

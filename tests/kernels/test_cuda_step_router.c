@@ -17,6 +17,9 @@ static const geometry geometries[] = {
     {MQ_SCHEME_F32, 16, 4, 128, true},    {MQ_SCHEME_BF16, 37, 8, 200, true},   {MQ_SCHEME_F16, 5, 5, 7, false},
     {MQ_SCHEME_F32, 129, 3, 130, false},  {MQ_SCHEME_BF16, 300, 8, 1024, true}, {MQ_SCHEME_BF16, 1, 1, 16, true},
     {MQ_SCHEME_F32, 64, 64, 33, true},
+    /* experts of a lane: 12, 16, 32 and 128; columns of one part (1536), and more */
+    {MQ_SCHEME_F32, 384, 8, 1536, true},  {MQ_SCHEME_BF16, 385, 3, 36, false},  {MQ_SCHEME_F16, 1000, 8, 20, true},
+    {MQ_SCHEME_F32, 1025, 64, 12, true},  {MQ_SCHEME_F32, 20, 8, 1540, true},   {MQ_SCHEME_BF16, 13, 2, 6148, true},
 };
 enum { N_GEOMETRIES = sizeof geometries / sizeof geometries[0] };
 
@@ -104,7 +107,7 @@ static void check_against_cpu(const geometry *g, const plan *p, const random_mat
             if (margin[row] < 1e-5f) /* a tie but for rounding */
                 break;
             ck_assert_int_eq(got[k], ids[row * g->topk + k]);
-            /* sums of up to 1024 products in another order: logits differ by some 1e-6, sigmoids by a quarter of it */
+            /* sums of up to 6148 products in another order: logits differ by some 1e-6, sigmoids by a quarter of it */
             ck_assert_float_eq_tol(p->coef[row * g->topk + k], coef[row * g->topk + k], 2e-5f);
         }
     }
@@ -189,6 +192,40 @@ START_TEST(ties_go_to_the_lower_expert)
 }
 END_TEST
 
+/* Every logit is 0, so the bias decides: equal ones, in the same lane and in others, zeros of both signs, infinities and NaN. */
+START_TEST(choices_that_tie_or_are_no_numbers_as_on_the_cpu)
+{
+    static const int counts[] = {3, 40, 300, 384, 1025};
+    static const float kinds[] = {0.0f, -0.0f, 0.5f, 0.5f, -INFINITY, NAN, -0.5f, INFINITY};
+    for (int c = 0; c < 5; c++)
+        for (int by = 0; by < 9; by += 2) {
+            geometry g = {MQ_SCHEME_F32, counts[c], counts[c] < 8 ? counts[c] : 8, 4, true};
+            float *w = floats(g.n_experts * 4), *bias = floats(g.n_experts), *logits = floats(g.n_experts);
+            float x[R * 4] = {1, 1, 1, 1}, coef[8];
+            int32_t want[8], got[8];
+            for (int e = 0; e < g.n_experts; e++) {
+                bias[e] = by == 8 ? 0.0f : kinds[(e / 7 + e * by) % 8];
+                logits[e] = w[e * 4] = w[e * 4 + 1] = w[e * 4 + 2] = w[e * 4 + 3] = 0.0f;
+            }
+            mq_matrix dw = {.scheme = MQ_SCHEME_F32, .rows = g.n_experts, .cols = 4, .data = put_floats(w, g.n_experts * 4)};
+            mq_assert_ok(cpu->route(cpu_dev, want, coef, NULL, logits, bias, 1, g.n_experts, g.topk, g.norm, 1.5f, &err), &err);
+            plan p = run(&g, &dw, x, bias, 1);
+            ids_of_row(&g, &p, 0, got);
+            ck_assert(same_bytes(got, want, g.topk * 4));
+            ck_assert(same_bytes(p.expert, want, g.topk * 4));
+            ck_assert_int_eq(p.n, g.topk);
+            ck_assert(same_bytes(p.coef, coef, g.topk * 4));
+            for (int i = 0; i < R * g.topk * R; i++) /* nothing else is in the plan */
+                ck_assert_int_eq(p.slot[i], i % R == 0 && i / R < g.topk ? i / R : -1);
+            plan_free(&p);
+            drop(dw.data);
+            free(w);
+            free(bias);
+            free(logits);
+        }
+}
+END_TEST
+
 START_TEST(what_it_does_not_compute_is_refused)
 {
     mq_matrix w = {.scheme = MQ_SCHEME_FP8_BLOCK, .rows = 16, .cols = 128};
@@ -211,6 +248,7 @@ static Suite *make_suite(void)
     tcase_add_test(t, rows_choose_as_on_the_cpu);
     tcase_add_test(t, a_rows_choice_does_not_depend_on_its_neighbours);
     tcase_add_test(t, ties_go_to_the_lower_expert);
+    tcase_add_test(t, choices_that_tie_or_are_no_numbers_as_on_the_cpu);
     tcase_add_test(t, what_it_does_not_compute_is_refused);
     suite_add_tcase(s, t);
     return s;

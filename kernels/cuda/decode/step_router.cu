@@ -177,7 +177,7 @@ static __device__ __forceinline__ int place_of(int e, int per_lane)
 }
 
 template <int SCHEME, bool WIDE>
-static __global__ void __launch_bounds__(SCORE_THREADS, 2)
+static __global__ void __launch_bounds__(SCORE_THREADS, 1)
     router_scores_kernel(float *parts, const float *x, weight_view view, int n_experts, int per_lane)
 {
     MQ_SHARED(sums, float[EXPERT_WARPS][COL_WARPS][ROWS / PASS_ROWS][SUMS]);
