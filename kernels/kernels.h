@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "kernels/decode.h"
+#include "kernels/draft_step.h"
 #include "kernels/exchange.h"
 #include "kernels/fill.h"
 #include "src/matrix.h"
@@ -281,6 +282,7 @@ typedef struct mq_kernels {
 
     const mq_exchange_ops *exchange; /* between devices; NULL on the CPU */
     const mq_decode_ops *decode; /* NULL: runtime composes the step from the operations above */
+    const mq_draft_step_ops *draft; /* NULL: the same for DFlash drafters */
 } mq_kernels;
 
 /* Table by name ("cpu", "cuda"), or NULL when it is not built in.  Static storage. */

@@ -164,6 +164,7 @@ void mq_draft_free(mq_draft *d)
 {
     if (!d)
         return;
+    mq_draft_device_free(d);
     if (d->block)
         d->k->release(d->dev, d->block);
     free(d->kv);
@@ -225,29 +226,79 @@ static mq_status check_id(const mq_draft *d, int32_t id, int64_t pos, mq_err *er
                    (long long)pos, d->s.vocab - 1);
 }
 
-mq_status mq_draft_commit(mq_draft *d, const int32_t *ids, const float *const *features, int64_t n,
-                          mq_err *err)
+bool mq_draft_has_step(const mq_draft *d)
+{
+    return d->device != NULL;
+}
+
+static mq_status commit(mq_draft *d, const int32_t *ids, const float *const *features, int64_t n,
+                        mq_err *err)
+{
+    if (d->kind == MQ_DRAFT_MTP)
+        return mq_draft_mtp_commit(d, ids, features, n, err);
+    if (!d->device)
+        return mq_draft_dflash_commit(d, features, n, err);
+    MQ_TRY(mq_draft_device_commit(d, features, n, err));
+    return d->k->dev_sync(d->dev, err); /* the caller's features are free again */
+}
+
+static mq_status check_commit(const mq_draft *d, const int32_t *ids, int64_t n, mq_err *err)
 {
     assert(n >= 0 && n <= d->s.max_rows);
     for (int64_t i = 0; i < n; i++)
         MQ_TRY(check_id(d, ids[i], d->length + i, err));
+    return MQ_OK;
+}
+
+mq_status mq_draft_commit(mq_draft *d, const int32_t *ids, const float *const *features, int64_t n,
+                          mq_err *err)
+{
+    MQ_TRY(check_commit(d, ids, n, err));
     if (n == 0)
         return MQ_OK;
-    MQ_TRY(d->kind == MQ_DRAFT_DFLASH ? mq_draft_dflash_commit(d, features, n, err)
-                                      : mq_draft_mtp_commit(d, ids, features, n, err));
+    MQ_TRY(commit(d, ids, features, n, err));
     d->length += n;
     return MQ_OK;
+}
+
+static mq_status propose(mq_draft *d, int32_t *tokens, float *confidence, int32_t anchor, int n,
+                         mq_err *err)
+{
+    if (d->kind == MQ_DRAFT_MTP)
+        return mq_draft_mtp_propose(d, tokens, confidence, anchor, n, err);
+    if (!d->device)
+        return mq_draft_dflash_propose(d, tokens, confidence, anchor, n, err);
+    return mq_draft_device_propose(d, tokens, confidence, n, NULL, 0, anchor, err);
+}
+
+/* The anchor stands at position length. */
+static mq_status check_proposal(const mq_draft *d, int64_t length, int32_t anchor, int n, mq_err *err)
+{
+    if (n < 1 || n > d->s.most)
+        return mq_fail(err, MQ_E_ARG, "a draft of %d tokens, expected 1 to %d", n, d->s.most);
+    if (length < 1)
+        return mq_fail(err, MQ_E_ARG, "a draft before the first committed position");
+    return check_id(d, anchor, length, err);
 }
 
 mq_status mq_draft_propose(mq_draft *d, int32_t *tokens, float *confidence, int32_t anchor, int n,
                            mq_err *err)
 {
-    if (n < 1 || n > d->s.most)
-        return mq_fail(err, MQ_E_ARG, "a draft of %d tokens, expected 1 to %d", n, d->s.most);
-    if (d->length < 1)
-        return mq_fail(err, MQ_E_ARG, "a draft before the first committed position");
-    MQ_TRY(check_id(d, anchor, d->length, err));
-    return d->kind == MQ_DRAFT_DFLASH
-               ? mq_draft_dflash_propose(d, tokens, confidence, anchor, n, err)
-               : mq_draft_mtp_propose(d, tokens, confidence, anchor, n, err);
+    MQ_TRY(check_proposal(d, d->length, anchor, n, err));
+    return propose(d, tokens, confidence, anchor, n, err);
+}
+
+mq_status mq_draft_commit_propose(mq_draft *d, int32_t *tokens, float *confidence, const int32_t *ids,
+                                  const float *const *features, int64_t n_rows, int32_t anchor, int n,
+                                  mq_err *err)
+{
+    MQ_TRY(check_commit(d, ids, n_rows, err));
+    MQ_TRY(check_proposal(d, d->length + n_rows, anchor, n, err));
+    if (d->device) {
+        MQ_TRY(mq_draft_device_propose(d, tokens, confidence, n, features, n_rows, anchor, err));
+        d->length += n_rows;
+        return MQ_OK;
+    }
+    MQ_TRY(mq_draft_commit(d, ids, features, n_rows, err));
+    return propose(d, tokens, confidence, anchor, n, err);
 }

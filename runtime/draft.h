@@ -53,6 +53,18 @@ void mq_draft_free(mq_draft *d); /* accepts NULL */
  * succeed. */
 int64_t mq_draft_bytes(const mq_store *store, mq_draft_kind kind, int64_t max_rows);
 
+/* From now on through the device's own step (kernels/draft_step.h), if kernels has one for this drafter; before the first
+ * commit.  plain: every kernel by itself, no graph, same bits.  Guesses may differ from the composed drafter's by the
+ * rounding of inputs to BF16.  MQ_E_UNSUPPORTED: there is none (the text says why), and the drafter stays composed; MQ_E_NOMEM;
+ * MQ_E_DEVICE. */
+mq_status mq_draft_use_step(mq_draft *d, bool plain, mq_err *err);
+bool mq_draft_has_step(const mq_draft *d);
+/* Device memory it takes at most; 0 where kernels has none. */
+int64_t mq_draft_step_bytes(const mq_kernels *kernels, const mq_store *store, mq_draft_kind kind);
+/* For benchmarks: seconds that the device takes for a commit and a proposal, the median of n_launches, without a host in
+ * between; the drafter has proposed before, and has a step. */
+mq_status mq_draft_time_step(mq_draft *d, double *seconds, int n_launches, mq_err *err);
+
 mq_draft_kind mq_draft_kind_of(const mq_draft *d);
 /* Guesses a block holds at most: block size less one, or the number of MTP layers; at most
  * MQ_DRAFT_MOST. */
@@ -85,6 +97,12 @@ void mq_draft_skip(mq_draft *d, int64_t n);
  * Ties go to the lower id.  The result does not depend on n but for its length. */
 mq_status mq_draft_propose(mq_draft *d, int32_t *tokens, float *confidence, int32_t anchor, int n,
                            mq_err *err);
+
+/* mq_draft_commit of n_rows rows (up to max_rows; 0: none), then mq_draft_propose: one piece of work where the device has
+ * its own step. */
+mq_status mq_draft_commit_propose(mq_draft *d, int32_t *tokens, float *confidence, const int32_t *ids,
+                                  const float *const *features, int64_t n_rows, int32_t anchor, int n,
+                                  mq_err *err);
 
 #ifdef __cplusplus
 }

@@ -27,6 +27,8 @@ typedef struct mq_draft_shape {
     int64_t n_slots;     /* of a ring of keys and values */
 } mq_draft_shape;
 
+typedef struct mq_draft_device mq_draft_device;
+
 struct mq_draft {
     mq_draft_kind kind;
     const mq_kernels *k;
@@ -34,6 +36,7 @@ struct mq_draft {
     mq_store *store;
     mq_draft_shape s;
     int64_t length;
+    mq_draft_device *device; /* NULL: composed of single operations */
 
     mq_kv *kv;          /* [n_layers, n_ranks] */
     void *block;        /* dev's memory behind the rings and the arrays that follow */
@@ -75,6 +78,12 @@ mq_status mq_draft_mtp_commit(mq_draft *d, const int32_t *ids, const float *cons
                               int64_t n, mq_err *err);
 mq_status mq_draft_mtp_propose(mq_draft *d, int32_t *tokens, float *confidence, int32_t anchor,
                                int n, mq_err *err);
+
+/* draft_device.c: the same through the device's own step, which d has. */
+mq_status mq_draft_device_commit(mq_draft *d, const float *const *features, int64_t n, mq_err *err);
+mq_status mq_draft_device_propose(mq_draft *d, int32_t *tokens, float *confidence, int n_guesses,
+                                  const float *const *features, int64_t n, int32_t anchor, mq_err *err);
+void mq_draft_device_free(mq_draft *d);
 
 /* Layer k's guess at the last committed position, given the k + 1 tokens after it: ahead [k + 1],
  * the anchor and k further ones. */

@@ -43,6 +43,16 @@ static bool is_stopped(void *ctx)
     return __atomic_load_n(&e->has_failed, __ATOMIC_RELAXED) || (e->stopped && e->stopped());
 }
 
+/* The drafter's way through its layers: the device's own, where it has one. */
+static mq_status prepare_draft(mq_engine *e, const mq_engine_options *o, mq_err *err)
+{
+    mq_err why;
+    if (!e->draft || o->composed_step)
+        return MQ_OK;
+    mq_status st = mq_draft_use_step(e->draft, o->plain_step, &why);
+    return st == MQ_OK || st == MQ_E_UNSUPPORTED ? MQ_OK : mq_fail(err, st, "%s", why.text);
+}
+
 static mq_status load_lane(void *ctx, int member, mq_err *err)
 {
     mq_engine *e = ctx;
@@ -126,6 +136,7 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
     MQ_TRY(e->kernels->alloc(e->dev, &p, sizeof *e->sampled, err));
     e->sampled = p;
     MQ_TRY(open_draft(e, draft, err));
+    MQ_TRY(prepare_draft(e, o, err));
     return prepare_steps(e, o, err);
 }
 
@@ -262,22 +273,25 @@ static float *waiting_row(const mq_engine *e, int tap, int64_t i)
     return e->features + (tap * e->most_waiting + i) * mq_engine_model(e)->hidden;
 }
 
-/* Tell the drafter of the positions that wait, as far as it can still see them. */
-static mq_status commit_waiting(mq_engine *e, mq_err *err)
+/* Rows from the first on that wait and that no proposal can see. */
+static int64_t out_of_reach(const mq_engine *e)
 {
-    int64_t at = 0, n;
-    if (e->reach >= 0 && e->n_waiting > e->reach) {
-        at = e->n_waiting - e->reach;
+    return e->reach >= 0 && e->n_waiting > e->reach ? e->n_waiting - e->reach : 0;
+}
+
+/* Tell the drafter of the positions that wait, as far as it can still see them, but for the last keep (at most prefill_rows). */
+static mq_status commit_waiting(mq_engine *e, int64_t keep, mq_err *err)
+{
+    int64_t at = out_of_reach(e), n;
+    if (at > 0)
         mq_draft_skip(e->draft, at);
-    }
-    for (; at < e->n_waiting; at += n) {
+    for (; at < e->n_waiting - keep; at += n) {
         const float *features[MQ_MAX_TAPS];
-        n = at_most(e->n_waiting - at, e->prefill_rows);
+        n = at_most(e->n_waiting - keep - at, e->prefill_rows);
         for (int i = 0; i < e->n_taps; i++)
             features[i] = waiting_row(e, i, at);
         MQ_TRY(mq_draft_commit(e->draft, e->waiting_ids + at, features, n, err));
     }
-    e->n_waiting = 0;
     return MQ_OK;
 }
 
@@ -299,11 +313,18 @@ static mq_status drop_old(mq_engine *e, mq_err *err)
     return MQ_OK;
 }
 
+static mq_status commit_all(mq_engine *e, mq_err *err)
+{
+    MQ_TRY(commit_waiting(e, 0, err));
+    e->n_waiting = 0;
+    return MQ_OK;
+}
+
 /* Where the residual stream of the next n rows is kept for the drafter. */
 static mq_status make_room(mq_engine *e, float **out, int64_t n, mq_err *err)
 {
     if (e->n_waiting + n > e->most_waiting)
-        MQ_TRY(e->reach < 0 ? commit_waiting(e, err) : drop_old(e, err));
+        MQ_TRY(e->reach < 0 ? commit_all(e, err) : drop_old(e, err));
     for (int i = 0; i < e->n_taps; i++)
         out[i] = waiting_row(e, i, e->n_waiting);
     return MQ_OK;
@@ -434,6 +455,11 @@ mq_draft_kind mq_engine_draft_kind(const mq_engine *e)
     return e->draft ? mq_draft_kind_of(e->draft) : MQ_DRAFT_NONE;
 }
 
+bool mq_engine_has_draft_step(const mq_engine *e)
+{
+    return e->draft && mq_draft_has_step(e->draft);
+}
+
 int mq_engine_draft_most(const mq_engine *e)
 {
     return e->draft ? mq_draft_most(e->draft) : 0;
@@ -446,8 +472,14 @@ mq_status mq_engine_propose(mq_engine *e, int32_t *tokens, float *confidence, in
     if (anchor < 0 || anchor >= mq_engine_model(e)->vocab)
         return mq_fail(err, MQ_E_ARG, "token id %d at position %lld, expected 0 to %d", anchor,
                        (long long)mq_engine_length(e), mq_engine_model(e)->vocab - 1);
-    MQ_TRY(commit_waiting(e, err));
-    return mq_draft_propose(e->draft, tokens, confidence, anchor, n, err);
+    int64_t last = at_most(e->n_waiting - out_of_reach(e), e->prefill_rows), at = e->n_waiting - last;
+    const float *features[MQ_MAX_TAPS];
+    MQ_TRY(commit_waiting(e, last, err));
+    for (int i = 0; i < e->n_taps; i++)
+        features[i] = waiting_row(e, i, at);
+    MQ_TRY(mq_draft_commit_propose(e->draft, tokens, confidence, e->waiting_ids + at, features, last, anchor, n, err));
+    e->n_waiting = 0;
+    return MQ_OK;
 }
 
 mq_status mq_engine_distinct_experts(mq_engine *e, int32_t *out, mq_err *err)

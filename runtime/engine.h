@@ -34,9 +34,9 @@ typedef struct mq_engine_options {
     mq_precision precision; /* of prefill's and drafters' products, and of a composed step's; MQ_E_UNSUPPORTED from a
                                device that has F32 alone */
     mq_exchange_way allreduce; /* between devices: MQ_EXCHANGE_ONE_SHOT or MQ_EXCHANGE_NCCL */
-    bool composed_step;   /* the decode step composed of single operations even where the device
-                             brings one along */
-    bool plain_step;      /* the device's step without a graph: same bits */
+    bool composed_step;   /* decode step and drafter composed of single operations even where the device
+                             brings its own along */
+    bool plain_step;      /* the device's steps without a graph: same bits */
     void (*progress)(void *ctx, int64_t done_bytes, int64_t total_bytes); /* of the first device */
     void *progress_ctx;
     mq_load_verify verify; /* which digests of a packed model are compared while it loads */
@@ -100,6 +100,8 @@ const char *mq_engine_why_composed(const mq_engine *e);
 /* The drafter that was opened, and how many tokens it guesses at most (0: MQ_DRAFT_NONE). */
 mq_draft_kind mq_engine_draft_kind(const mq_engine *e);
 int mq_engine_draft_most(const mq_engine *e);
+/* Does the drafter run as the device's own step (kernels/draft_step.h)? */
+bool mq_engine_has_draft_step(const mq_engine *e);
 /* mq_draft_propose for the sequence held: the n tokens after anchor, which stands at position
  * mq_engine_length.  Needs a drafter. */
 mq_status mq_engine_propose(mq_engine *e, int32_t *tokens, float *confidence, int32_t anchor, int n,

@@ -72,8 +72,8 @@ int64_t mq_engine_waiting_rows(int64_t reach, int64_t rows)
 }
 
 /* Bytes of the drafter and of the features that wait for it. */
-static mq_status drafter_bytes(int64_t *out, const mq_store *s, mq_draft_kind kind, int64_t rows,
-                               mq_err *err)
+static mq_status drafter_bytes(int64_t *out, const mq_kernels *kernels, const mq_store *s, mq_draft_kind kind,
+                               int64_t rows, bool composed, mq_err *err)
 {
     *out = 0;
     if (kind == MQ_DRAFT_NONE)
@@ -81,7 +81,7 @@ static mq_status drafter_bytes(int64_t *out, const mq_store *s, mq_draft_kind ki
     if (!mq_draft_available(s, kind))
         return mq_fail(err, MQ_E_UNSUPPORTED, "%s: the model has no %s", mq_store_dir(s),
                        draft_name(kind));
-    *out = mq_draft_bytes(s, kind, rows) +
+    *out = mq_draft_bytes(s, kind, rows) + (composed ? 0 : mq_draft_step_bytes(kernels, s, kind)) +
            mq_engine_waiting_rows(mq_draft_reach(s, kind), rows) * (4 * (int64_t)n_taps_of(s, kind) * mq_store_model(s)->hidden + 4);
     return MQ_OK;
 }
@@ -102,7 +102,7 @@ mq_status mq_engine_plan_bytes(mq_engine_bytes *out, const mq_kernels *kernels, 
         out->cache /= n_ranks;
     out->draft = draft;
     out->reserve = strcmp(kernels->name, "cpu") ? mq_engine_n_lanes(o) * RESERVE_BYTES : 0;
-    MQ_TRY(drafter_bytes(&out->drafter, s, draft, rows, err)); /* also sees that it is there */
+    MQ_TRY(drafter_bytes(&out->drafter, kernels, s, draft, rows, o->composed_step, err)); /* also sees that it is there */
     const mq_lane_options lo = {.context = out->context,
                                 .rows = rows,
                                 .n_taps = n_taps_of(s, draft),

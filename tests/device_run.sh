@@ -16,7 +16,7 @@ set -euo pipefail
 programs='test_cuda_device test_cuda_rows test_cuda_linear test_cuda_bf16 test_cuda_moe test_cuda_attention test_cuda_sample
           test_cuda_fill test_cuda_step_linear test_cuda_step_rows test_cuda_step_attention test_cuda_step_experts test_cuda_step_router
           test_cuda_codes test_cuda_gram test_cuda_solve test_cuda_ldlq test_cuda_refine test_cuda_prefill test_cuda_model test_cuda_load
-          test_cuda_synthetic test_cuda_exchange test_cuda_decode test_cuda_calibrate'
+          test_cuda_synthetic test_cuda_exchange test_cuda_draft test_cuda_decode test_cuda_calibrate'
 benches='bench_cuda bench_cuda_experts bench_exchange'
 here=$(cd "$(dirname "$0")" && pwd)
 

@@ -7,7 +7,7 @@
 
 #include "kernels/cuda/blas.cuh"
 #include "kernels/cuda/common.cuh"
-#include "kernels/cuda/decode/decode.cuh"
+#include "kernels/cuda/decode/draft.cuh"
 #include "kernels/cuda/exchange.cuh"
 
 namespace mq_cuda {
@@ -259,6 +259,7 @@ static constexpr mq_kernels table()
     t.dev_clocks = dev_clocks;
     t.exchange = &exchange_ops;
     t.decode = &decode_ops;
+    t.draft = &draft_step_ops;
     return t;
 }
 

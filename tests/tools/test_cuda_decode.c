@@ -67,6 +67,8 @@ static mq_engine *open_on(const mq_kernels *k, int devices, const char *dir, int
     mq_assert_ok(mq_engine_open(&e, dir, k, &o, &err), &err);
     if (k == gpu)
         ck_assert_msg(!mq_engine_why_composed(e), "composed: %s", mq_engine_why_composed(e));
+    if (k == gpu)
+        ck_assert(mq_engine_has_draft_step(e) == (draft == MQ_DRAFT_DFLASH));
     return e;
 }
 
