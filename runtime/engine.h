@@ -113,8 +113,8 @@ mq_status mq_engine_distinct_experts(mq_engine *e, int32_t *out, mq_err *err);
 /* ---- For benchmarks ---- */
 
 /* Take n more positions as held, with pseudo-random keys and values (a pure function of seed) that overwrite those of all
- * positions: the time of a step then is that of a longer context.  MQ_E_ARG: a drafter, which wants to know of every
- * position; more positions than the context. */
+ * positions: the time of a step then is that of a longer context.  A DFlash drafter knows nothing of them.  MQ_E_ARG: MTP layers,
+ * which want to know of every position; more positions than the context. */
 mq_status mq_engine_skip(mq_engine *e, int64_t n, uint64_t seed, mq_err *err);
 /* Read all weights of every device once, in one stream each; n_bytes is how many.  Synchronous. */
 mq_status mq_engine_read_weights(mq_engine *e, int64_t *n_bytes, mq_err *err);

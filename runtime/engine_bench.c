@@ -21,15 +21,19 @@ static mq_status skip_lane(void *ctx, int member, mq_err *err)
 mq_status mq_engine_skip(mq_engine *e, int64_t n, uint64_t seed, mq_err *err)
 {
     int64_t length = mq_engine_length(e);
-    if (e->draft)
-        return mq_fail(err, MQ_E_ARG, "positions cannot be skipped with a drafter");
+    if (e->draft && mq_draft_kind_of(e->draft) != MQ_DRAFT_DFLASH)
+        return mq_fail(err, MQ_E_ARG, "positions cannot be skipped with MTP layers");
     if (n < 0 || n > e->context - length)
         return mq_fail(err, MQ_E_ARG,
                        "%lld positions after %lld, expected at most %lld in all (the context)",
                        (long long)n, (long long)length, (long long)e->context);
     bench_call c = {.e = e, .n = n, .seed = seed};
     e->n_logits = 0;
-    return mq_group_run(e->group, skip_lane, &c, err);
+    MQ_TRY(mq_group_run(e->group, skip_lane, &c, err));
+    if (e->draft)
+        mq_draft_skip(e->draft, e->n_waiting + n);
+    e->n_waiting = 0;
+    return MQ_OK;
 }
 
 static mq_status read_lane(void *ctx, int member, mq_err *err)

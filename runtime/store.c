@@ -108,7 +108,7 @@ static mq_status open_backend(mq_store *s, mq_err *err)
     s->head = calloc((size_t)s->held_heads.n, sizeof *s->head);
     if (!s->layer_bytes || !s->experts_bytes || !s->layer || !s->head)
         return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", s->dir);
-    MQ_TRY(mq_drafters_init(&s->drafters, &s->backend, &s->place, s->n_ranks, s->options.dflash,
+    MQ_TRY(mq_drafters_init(&s->drafters, &s->backend, &s->place, mq_store_draft_ranks(s), s->options.dflash,
                             s->options.mtp, err));
     MQ_TRY(s->backend.ops->reader_open(s->backend.impl, &s->reader, err));
     MQ_TRY(measure(s, err));
@@ -227,6 +227,11 @@ int mq_store_n_ranks(const mq_store *s)
     return s->n_ranks;
 }
 
+int mq_store_draft_ranks(const mq_store *s)
+{
+    return s->options.whole_draft ? 1 : s->n_ranks;
+}
+
 int mq_store_only_rank(const mq_store *s)
 {
     return s->only_rank;
@@ -342,7 +347,7 @@ mq_status mq_store_head(mq_store *s, mq_matrix *out, int rank, mq_err *err)
 {
     assert(rank >= 0 && rank < s->n_ranks);
     MQ_TRY(hold_vocab(s, VOCAB_HEAD, err));
-    *out = s->head[s->only_rank >= 0 ? 0 : rank - s->held_heads.first];
+    *out = s->head[s->held_heads.n == 1 && s->only_rank >= 0 ? 0 : rank - s->held_heads.first];
     return MQ_OK;
 }
 

@@ -190,9 +190,11 @@ static mq_status read_draft_norms(const checkpoint *c, mq_slot *slot, mq_draft_l
 
 static mq_status load_draft_layer(void *impl, void *reader, mq_slot *slot,
                                   mq_draft_layer_weights *out, mq_stack stack, int layer,
-                                  mq_err *err)
+                                  int n_ranks, mq_err *err)
 {
-    const checkpoint *c = impl;
+    checkpoint cut = *(const checkpoint *)impl; /* for as many ranks as the drafter has; nothing keeps it */
+    const checkpoint *c = &cut;
+    cut.n_ranks = n_ranks;
     const mq_draft_model *d = &c->source->draft;
     const place at = {stack, layer};
     const mq_attn_geometry *g = stack == MQ_STACK_DRAFT ? &d->attn : &c->m->swa;

@@ -49,7 +49,7 @@ static mq_status read_layer(const mq_drafters *d, void *reader, mq_slot *slot,
     bool is_dflash = i < d->n_dflash;
     mq_stack stack = is_dflash ? MQ_STACK_DRAFT : MQ_STACK_MTP;
     int layer = is_dflash ? i : i - d->n_dflash;
-    return d->backend->ops->draft_layer(d->backend->impl, reader, slot, out, stack, layer, err);
+    return d->backend->ops->draft_layer(d->backend->impl, reader, slot, out, stack, layer, d->n_ranks, err);
 }
 
 /* The same where it is lent. */

@@ -5,7 +5,8 @@
  * seed, layer, matrix and place in the whole matrix; another number of ranks cuts the same model.  Magnitudes keep
  * activations in range: a matrix's values have variance 1 / columns, norms are ones, router biases zeros.  Dtypes are
  * those of released checkpoints: with an fp8 quantization_config q, k, v and dense MLPs are FP8, else BF16; o_proj,
- * embedding and head BF16; the router F32, or BF16 where moe_router_dtype says so.  No drafters. */
+ * embedding and head BF16; the router F32, or BF16 where moe_router_dtype says so.  A DFlash drafter (BF16) where its config is
+ * given; no MTP layers. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,8 @@
 typedef struct synthetic {
     mq_model m;
     mq_plan *plan;
+    mq_draft_model draft; /* of the drafter's config */
+    mq_plan *draft_plan;  /* of the drafter, for one rank; NULL: none */
     const mq_kernels *kernels;
     mq_dev *dev;
     bool owns_dev;
@@ -28,6 +31,8 @@ typedef struct synthetic {
 
 static mq_scheme scheme_of(const synthetic *c, const mq_record_spec *r)
 {
+    if (r->key.stack == MQ_STACK_DRAFT)
+        return MQ_SCHEME_BF16;
     switch (r->key.role) {
     case MQ_ROLE_EXPERT_GATE_UP:
     case MQ_ROLE_EXPERT_DOWN:
@@ -81,6 +86,12 @@ static mq_status fill_scales(const synthetic *c, const mq_matrix *m, const mq_re
     return c->kernels->fill(c->dev, (void *)(uintptr_t)m->scale, &f, err);
 }
 
+/* A number for every layer of every stack. */
+static int place_of(mq_stack stack, int layer)
+{
+    return (int)stack * (MQ_MAX_LAYERS + 1) + layer;
+}
+
 static mq_status load_record(const synthetic *c, mq_slot *slot, mq_matrix *out, const mq_record_spec *r, mq_err *err)
 {
     mq_scheme scheme = scheme_of(c, r);
@@ -91,7 +102,7 @@ static mq_status load_record(const synthetic *c, mq_slot *slot, mq_matrix *out, 
     if (slot->measuring)
         return MQ_OK;
     double std = r->key.role == MQ_ROLE_EMBED ? 1.0 : 1.0 / sqrt((double)r->full_cols);
-    uint64_t key = mq_fill_key(c->seed, r->key.layer, (int)r->key.role, r->key.expert);
+    uint64_t key = mq_fill_key(c->seed, place_of(r->key.stack, r->key.layer), (int)r->key.role, r->key.expert);
     mq_fill f = {.group = out->group,
                  .key = key,
                  .rows = r->rows,
@@ -129,7 +140,7 @@ static mq_status load_vector(const synthetic *c, mq_slot *slot, const float **ou
     *out = values;
     if (slot->measuring)
         return MQ_OK;
-    const mq_fill f = {.kind = role == MQ_ROLE_SINK ? MQ_FILL_F32 : MQ_FILL_CONSTANT,
+    const mq_fill f = {.kind = role == MQ_ROLE_SINK || role == MQ_ROLE_DRAFT_MASK ? MQ_FILL_F32 : MQ_FILL_CONSTANT,
                        .key = mq_fill_key(c->seed, layer, (int)role, 0),
                        .scale = role == MQ_ROLE_ROUTER_BIAS ? 0.0f : 1.0f,
                        .rows = 1,
@@ -225,17 +236,59 @@ static mq_status load_final_norm(void *impl, void *reader, mq_slot *slot, const 
     return load_vector(c, slot, out, -1, MQ_ROLE_FINAL_NORM, 0, c->m.hidden, c->m.hidden, err);
 }
 
+/* ---- The drafter ---- */
+
+static mq_status load_draft_matrix(const synthetic *c, mq_slot *slot, mq_matrix *out, const mq_file_spec *file, int layer,
+                                   mq_role role, mq_err *err)
+{
+    const mq_record_spec *r = file->records;
+    while (r->key.stack != MQ_STACK_DRAFT || r->key.layer != layer || r->key.role != role)
+        r++; /* the plan has every role that is named below */
+    return load_record(c, slot, out, r, err);
+}
+
+static mq_status load_draft_vector(const synthetic *c, mq_slot *slot, const float **out, int layer, mq_role role, int64_t n,
+                                   mq_err *err)
+{
+    return load_vector(c, slot, out, place_of(MQ_STACK_DRAFT, layer), role, 0, n, n, err);
+}
+
 static mq_status load_draft(void *impl, void *reader, mq_slot *slot, mq_draft_weights *out, mq_err *err)
 {
-    (void)impl, (void)reader, (void)slot, (void)out;
-    return mq_fail(err, MQ_E_BUG, "a synthetic model has no drafter");
+    const synthetic *c = impl;
+    int64_t hidden = c->m.hidden;
+    (void)reader;
+    MQ_TRY(load_draft_matrix(c, slot, &out->fc, &c->draft_plan->files[0], -1, MQ_ROLE_DRAFT_FC, err));
+    MQ_TRY(load_draft_vector(c, slot, &out->hidden_norm, -1, MQ_ROLE_DRAFT_HIDDEN_NORM, hidden, err));
+    MQ_TRY(load_draft_vector(c, slot, &out->norm, -1, MQ_ROLE_DRAFT_NORM, hidden, err));
+    return load_draft_vector(c, slot, &out->mask, -1, MQ_ROLE_DRAFT_MASK, hidden, err);
 }
 
 static mq_status load_draft_layer(void *impl, void *reader, mq_slot *slot, mq_draft_layer_weights *out, mq_stack stack,
-                                  int layer, mq_err *err)
+                                  int layer, int n_ranks, mq_err *err)
 {
-    (void)impl, (void)reader, (void)slot, (void)out, (void)stack, (void)layer;
-    return mq_fail(err, MQ_E_BUG, "a synthetic model has no drafter");
+    const synthetic *c = impl;
+    const mq_attn_geometry *g = &c->draft.attn;
+    const mq_plan *plan = c->draft_plan;
+    const mq_file_spec *file = &plan->files[plan->n_files - 1];
+    (void)reader;
+    if (stack != MQ_STACK_DRAFT || n_ranks != 1)
+        return mq_fail(err, MQ_E_UNSUPPORTED, "weights are made up for a DFlash drafter of one rank alone");
+    *out = (mq_draft_layer_weights){.layer = {.attn = {.n_heads = g->n_heads, .n_kv_heads = g->n_kv_heads}}};
+    const struct {
+        mq_matrix *m;
+        mq_role role;
+    } matrices[] = {{&out->layer.attn.q, MQ_ROLE_Q}, {&out->layer.attn.k, MQ_ROLE_K},     {&out->layer.attn.v, MQ_ROLE_V},
+                    {&out->layer.attn.o, MQ_ROLE_O}, {&out->layer.mlp.gate, MQ_ROLE_GATE}, {&out->layer.mlp.up, MQ_ROLE_UP},
+                    {&out->layer.mlp.down, MQ_ROLE_DOWN}};
+    for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++)
+        MQ_TRY(load_draft_matrix(c, slot, matrices[i].m, file, layer, matrices[i].role, err));
+    MQ_TRY(load_draft_vector(c, slot, &out->layer.input_norm, layer, MQ_ROLE_INPUT_NORM, c->m.hidden, err));
+    MQ_TRY(load_draft_vector(c, slot, &out->layer.post_norm, layer, MQ_ROLE_POST_NORM, c->m.hidden, err));
+    if (g->has_sink)
+        MQ_TRY(load_draft_vector(c, slot, &out->layer.attn.sink, layer, MQ_ROLE_SINK, g->n_heads, err));
+    MQ_TRY(load_draft_vector(c, slot, &out->q_norm, layer, MQ_ROLE_DRAFT_Q_NORM, g->head_dim, err));
+    return load_draft_vector(c, slot, &out->k_norm, layer, MQ_ROLE_DRAFT_K_NORM, g->head_dim, err);
 }
 
 static mq_status open_reader(void *impl, void **reader, mq_err *err)
@@ -258,6 +311,8 @@ static void close_synthetic(void *impl)
     if (c->owns_dev)
         c->kernels->dev_close(c->dev);
     mq_plan_free(c->plan);
+    mq_plan_free(c->draft_plan);
+    mq_draft_model_release(&c->draft);
     mq_model_release(&c->m);
     free(c);
 }
@@ -295,12 +350,27 @@ static mq_status read_router_scheme(synthetic *c, const char *path, mq_err *err)
     return MQ_OK;
 }
 
+/* The drafter of a model of the layers that the config has: with fewer it looks at the last one there is instead. */
+static mq_status open_drafter(synthetic *c, const char *path, int n_layers, mq_err *err)
+{
+    mq_model m = c->m;
+    m.n_layers = n_layers;
+    MQ_TRY(mq_draft_model_load(&c->draft, path, &m, err));
+    for (int i = 0; i < c->draft.n_taps; i++)
+        c->draft.taps[i] = c->draft.taps[i] < c->m.n_layers ? c->draft.taps[i] : c->m.n_layers - 1;
+    return mq_wrap(err, mq_plan_create(&c->draft_plan, &c->m, &c->draft, 1, c->group, err), "%s", path);
+}
+
 static mq_status open_model(synthetic *c, const char *path, const mq_synthetic *o, int n_threads, mq_err *err)
 {
     MQ_TRY(mq_model_load(&c->m, path, err));
+    int n_layers = c->m.n_layers;
+    c->m.n_mtp = 0;
     MQ_TRY(mq_wrap(err, check_options(c, o, err), "%s", path));
     MQ_TRY(read_router_scheme(c, path, err));
     MQ_TRY(mq_wrap(err, mq_plan_create(&c->plan, &c->m, NULL, c->n_ranks, c->group, err), "%s", path));
+    if (o->drafter)
+        MQ_TRY(open_drafter(c, o->drafter, n_layers, err));
     if (c->kernels)
         return MQ_OK;
     c->kernels = mq_kernels_find("cpu");
@@ -335,6 +405,7 @@ mq_status mq_backend_open_synthetic(mq_backend *out, const char *path, int n_ran
         close_synthetic(c);
         return st;
     }
-    *out = (mq_backend){.ops = &ops, .impl = c, .model = &c->m, .in_place = true};
+    *out = (mq_backend){
+        .ops = &ops, .impl = c, .model = &c->m, .draft = c->draft_plan ? &c->draft : NULL, .in_place = true};
     return MQ_OK;
 }

@@ -557,6 +557,8 @@ int main(int argc, char **argv)
          "in place of MODEL: weights made up for this config", 0, 0, 0, 0, NULL},
         {"synthetic-experts", MQ_OPT_STRING, &o.synthetic_experts, "int4:G|mxfp4", NULL,
          "how made up experts are stored (default int4:64)", 0, 0, 0, 0, NULL},
+        {"synthetic-drafter", MQ_OPT_STRING, &o.drafter, "CONFIG.json", NULL,
+         "with --synthetic: a DFlash drafter too", 0, 0, 0, 0, NULL},
         {"layers", MQ_OPT_INT, &o.layers, "N", NULL,
          "with --synthetic: the first N layers (default all)", 1, MQ_MAX_LAYERS, 0, 0,
          &o.layers_given},

@@ -99,10 +99,11 @@ static mq_status read_experts(mq_synthetic *s, const char *text, mq_err *err)
 static mq_status check_synthetic(mq_run_options *o, int n_args, const char *usage, mq_err *err)
 {
     if (!o->config) {
-        if (o->layers_given || o->only_rank_given || o->synthetic_experts)
+        if (o->layers_given || o->only_rank_given || o->synthetic_experts || o->drafter)
             return mq_fail(err, MQ_E_ARG, "--%s is for --synthetic",
                            o->layers_given      ? "layers"
                            : o->only_rank_given ? "only-rank"
+                           : o->drafter         ? "synthetic-drafter"
                                                 : "synthetic-experts");
         return n_args == 1 ? MQ_OK : mq_fail(err, MQ_E_ARG, "usage: mimo-run %s", usage);
     }
@@ -115,7 +116,8 @@ static mq_status check_synthetic(mq_run_options *o, int n_args, const char *usag
                                         : "stop");
     o->synthetic = (mq_synthetic){.n_layers = (int)o->layers,
                                   .only_rank = o->only_rank_given ? (int)o->only_rank : -1,
-                                  .seed = (uint64_t)o->seed};
+                                  .seed = (uint64_t)o->seed,
+                                  .drafter = o->drafter};
     return o->synthetic_experts ? read_experts(&o->synthetic, o->synthetic_experts, err) : MQ_OK;
 }
 

@@ -10,7 +10,7 @@
 #include "tools/run_bench.h"
 
 typedef struct mq_run_options {
-    const char *prompt, *prompt_file, *tokens_file, *device, *draft, *draft_width, *verify, *allreduce;
+    const char *prompt, *prompt_file, *tokens_file, *device, *draft, *draft_width, *verify, *allreduce, *drafter;
     bool bench, ignore_eos, dry_run;
     int64_t max_tokens, top_k, seed, ranks, threads, context, memory;
     double temperature, top_p, synthetic_acceptance;

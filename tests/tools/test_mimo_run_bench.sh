@@ -71,6 +71,30 @@ for experts in int4:32 int4:64 mxfp4; do
 done
 out_has '2 a token, mxfp4, '
 
+# ---- a drafter made up ----
+drafter=$work/drafter.json
+cat >"$drafter" <<JSON
+{"model_type": "qwen3", "num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8,
+ "num_key_value_heads": 2, "head_dim": 32, "partial_rotary_factor": 0.5, "rope_theta": 10000, "rms_norm_eps": 1e-5,
+ "sliding_window": 64, "block_size": 8, "num_target_layers": 3,
+ "dflash_config": {"target_layer_ids": [0, 2], "mask_token_id": 500, "block_size": 8, "use_swa": true, "attention_sink_bias": true}}
+JSON
+for ranks in '' '--ranks 2' '--ranks 4 --only-rank 2' '--layers 2'; do
+    # shellcheck disable=SC2086
+    expect 0 mimo-run --quiet --bench --bench-steps 1 --bench-repeats 1 --bench-prompt 20 --bench-context 100 --max-tokens 200 $ranks \
+        --synthetic "$tiny" --synthetic-drafter "$drafter" --synthetic-acceptance 6.3 --draft-width 8 --json "$work/run.json"
+    json_is "$work/run.json" 'r["draft"] == "dflash" and r["synthetic"] and 5 < r["accept_length"] < 7.6 and r["bench_context_made_up"]'
+done
+# Two layers: q, k, v, o, gate, up, down and their norms and sinks; outside: fc, two norms, the mask.
+expect 0 mimo-run --dry-run --synthetic "$tiny" --ranks 4 --only-rank 1 --draft none --synthetic-drafter "$drafter" --json "$work/none.json"
+expect 0 mimo-run --dry-run --synthetic "$tiny" --ranks 4 --only-rank 1 --synthetic-drafter "$drafter" --json "$work/run.json"
+layer=$((2 * 128 * (256 + 64 + 64 + 256 + 3 * 256) + 4 * (2 * 128 + 8 + 2 * 32)))
+head=$((2 * 128 * 512 * 3 / 4)) # a drafter needs the whole
+if [ -n "$python" ]; then
+    bare=$("$python" -c 'import json,sys; print(json.load(open(sys.argv[1]))["weight_bytes"])' "$work/none.json")
+    json_is "$work/run.json" "0 <= r['weight_bytes'] - $bare - (2 * $layer + 2 * 128 * 256 + 3 * 4 * 128 + $head) < 4096"
+fi
+
 # ---- the text is a function of the seed, whatever the threads ----
 printf '[3, 500, 77, 77, 1]' >"$work/tokens.json"
 for threads in 1 2 3 4; do
@@ -114,6 +138,7 @@ refused '--stop needs a tokenizer' --synthetic "$tiny" --tokens "$work/tokens.js
 refused 'takes the place of MODEL' --synthetic "$tiny" --bench "$data/nano"
 refused '--layers is for --synthetic' --bench --layers 1 "$data/nano"
 refused '--only-rank is for --synthetic' --bench --only-rank 0 "$data/nano"
+refused '--synthetic-drafter is for --synthetic' --bench --synthetic-drafter "$drafter" "$data/nano"
 refused '--synthetic-experts is for --synthetic' --bench --synthetic-experts mxfp4 "$data/nano"
 refused 'expected int4:32, int4:64, int4:128 or mxfp4' --synthetic "$tiny" --bench --synthetic-experts int5
 refused '--bench-steps is for --bench' --bench-steps 3 --tokens "$work/tokens.json" "$data/nano"
