@@ -57,7 +57,7 @@ static void carve_device(mq_draft *d, mq_carver *c)
     d->up = mq_carve(c, s->decode_rows * width, 4);
     d->mid = mq_carve(c, s->decode_rows * width, 4);
     d->logits = mq_carve(c, s->head_rows * s->vocab, 4);
-    d->logits_part = s->head_ranks > 1 ? mq_carve(c, s->head_rows * s->vocab / s->head_ranks, 4) : NULL;
+    d->logits_part = s->n_ranks > 1 ? mq_carve(c, s->head_rows * s->vocab / s->n_ranks, 4) : NULL;
     d->prob = mq_carve(c, s->head_rows, 4);
     d->top = mq_carve(c, s->head_rows, 4);
     d->ids = mq_carve(c, s->rows, 4);
@@ -75,8 +75,7 @@ static mq_status shape_of(mq_draft_shape *s, mq_draft_kind kind, const mq_store 
                        is_dflash              ? "DFlash drafter"
                        : kind == MQ_DRAFT_MTP ? "MTP layers"
                                               : "drafter of this kind");
-    *s = (mq_draft_shape){.n_ranks = mq_store_draft_ranks(store),
-                          .head_ranks = mq_store_n_ranks(store),
+    *s = (mq_draft_shape){.n_ranks = mq_store_n_ranks(store),
                           .hidden = m->hidden,
                           .vocab = m->vocab,
                           .max_rows = max_rows};

@@ -83,10 +83,10 @@ mq_status mq_draft_decode(mq_draft *d, int layer, float *x, int64_t n, int64_t p
 /* The ranks' slices of the head as one matrix, where they lie one behind the other. */
 static mq_status whole_head(mq_draft *d, mq_matrix *out, bool *is_one, mq_err *err)
 {
-    int64_t part = d->s.vocab / d->s.head_ranks;
+    int64_t part = d->s.vocab / d->s.n_ranks;
     MQ_TRY(mq_store_head(d->store, out, 0, err));
-    *is_one = out->scheme == MQ_SCHEME_BF16 || d->s.head_ranks == 1;
-    for (int r = 1; *is_one && r < d->s.head_ranks; r++) {
+    *is_one = out->scheme == MQ_SCHEME_BF16 || d->s.n_ranks == 1;
+    for (int r = 1; *is_one && r < d->s.n_ranks; r++) {
         mq_matrix w;
         MQ_TRY(mq_store_head(d->store, &w, r, err));
         *is_one = (const uint8_t *)w.data == (const uint8_t *)out->data + 2 * r * part * out->cols;
@@ -99,13 +99,13 @@ static mq_status whole_head(mq_draft *d, mq_matrix *out, bool *is_one, mq_err *e
 mq_status mq_draft_choose(mq_draft *d, int32_t *tokens, float *confidence, const float *h,
                           int64_t n, mq_err *err)
 {
-    int64_t vocab = d->s.vocab, part = vocab / d->s.head_ranks;
+    int64_t vocab = d->s.vocab, part = vocab / d->s.n_ranks;
     mq_matrix w;
     bool is_one;
     MQ_TRY(whole_head(d, &w, &is_one, err));
     if (is_one)
         MQ_TRY(mq_draft_linear(d, d->logits, h, &w, n, err));
-    for (int r = 0; !is_one && r < d->s.head_ranks; r++) {
+    for (int r = 0; !is_one && r < d->s.n_ranks; r++) {
         MQ_TRY(mq_store_head(d->store, &w, r, err));
         MQ_TRY(mq_draft_linear(d, d->logits_part, h, &w, n, err));
         MQ_TRY(d->k->put_cols(d->dev, d->logits, vocab, r * part, d->logits_part, n, part, err));

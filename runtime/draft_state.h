@@ -13,8 +13,7 @@ extern "C" {
 
 /* What a drafter is before any memory: sizes and geometry. */
 typedef struct mq_draft_shape {
-    int n_ranks, head_ranks; /* that its layers, and the target's head, are cut for */
-    int n_layers, hidden, vocab, intermediate;
+    int n_ranks, n_layers, hidden, vocab, intermediate;
     mq_attn_geometry attn;
     double norm_eps, value_scale;
     int n_taps, taps[MQ_MAX_TAPS];

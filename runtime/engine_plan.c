@@ -40,7 +40,7 @@ mq_status mq_engine_choose_draft(mq_draft_kind *out, const char *dir, const mq_e
     if (!o->draft_any)
         return MQ_OK;
     const mq_store_options so = {
-        .n_ranks = n_ranks_of(o), .n_threads = 1, .dflash = true, .mtp = true, .whole_draft = true,
+        .n_ranks = n_ranks_of(o), .n_threads = 1, .dflash = true, .mtp = true,
         .synthetic = o->synthetic};
     mq_store *s;
     MQ_TRY(mq_store_open(&s, dir, &so, err));
@@ -132,7 +132,6 @@ mq_store_options mq_engine_store_options(const mq_engine_options *o, mq_draft_ki
                               .check = true,
                               .dflash = lane == 0 && draft == MQ_DRAFT_DFLASH,
                               .mtp = lane == 0 && draft == MQ_DRAFT_MTP,
-                              .whole_draft = true,
                               .progress = lane == 0 ? o->progress : NULL,
                               .progress_ctx = o->progress_ctx,
                               .synthetic = o->synthetic,

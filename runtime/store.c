@@ -108,8 +108,8 @@ static mq_status open_backend(mq_store *s, mq_err *err)
     s->head = calloc((size_t)s->held_heads.n, sizeof *s->head);
     if (!s->layer_bytes || !s->experts_bytes || !s->layer || !s->head)
         return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", s->dir);
-    MQ_TRY(mq_drafters_init(&s->drafters, &s->backend, &s->place, mq_store_draft_ranks(s), s->options.dflash,
-                            s->options.mtp, err));
+    MQ_TRY(mq_drafters_init(&s->drafters, &s->backend, &s->place, s->only_rank >= 0 ? s->held : (mq_rank_span){0, s->n_ranks},
+                            s->options.dflash, s->options.mtp, err));
     MQ_TRY(s->backend.ops->reader_open(s->backend.impl, &s->reader, err));
     MQ_TRY(measure(s, err));
     MQ_TRY(mq_store_slot(s, &s->norm_slot, s->norm_bytes, err));
@@ -138,7 +138,8 @@ mq_status mq_store_open(mq_store **out, const char *dir, const mq_store_options 
     s->held = s->only_rank >= 0      ? (mq_rank_span){s->only_rank, 1}
               : options->n_held > 0 ? (mq_rank_span){options->first_rank, options->n_held}
                                     : (mq_rank_span){0, s->n_ranks};
-    s->held_heads = options->dflash || options->mtp ? (mq_rank_span){0, s->n_ranks} : s->held;
+    bool has_draft = options->dflash || options->mtp;
+    s->held_heads = has_draft && s->only_rank < 0 ? (mq_rank_span){0, s->n_ranks} : s->held;
     s->held_layer = s->held_expert_layer = s->held_expert = s->held_expert_rank = -1;
     pthread_mutex_init(&s->progress_lock, NULL);
     bool is_host = !options->kernels || !strcmp(options->kernels->name, "cpu");
@@ -225,11 +226,6 @@ const char *mq_store_dir(const mq_store *s)
 int mq_store_n_ranks(const mq_store *s)
 {
     return s->n_ranks;
-}
-
-int mq_store_draft_ranks(const mq_store *s)
-{
-    return s->options.whole_draft ? 1 : s->n_ranks;
 }
 
 int mq_store_only_rank(const mq_store *s)
@@ -347,7 +343,7 @@ mq_status mq_store_head(mq_store *s, mq_matrix *out, int rank, mq_err *err)
 {
     assert(rank >= 0 && rank < s->n_ranks);
     MQ_TRY(hold_vocab(s, VOCAB_HEAD, err));
-    *out = s->head[s->held_heads.n == 1 && s->only_rank >= 0 ? 0 : rank - s->held_heads.first];
+    *out = s->head[s->only_rank >= 0 ? 0 : rank - s->held_heads.first];
     return MQ_OK;
 }
 
@@ -371,11 +367,11 @@ mq_status mq_store_draft(mq_store *s, mq_draft_weights *out, mq_err *err)
 mq_status mq_store_draft_layer(mq_store *s, mq_draft_layer_weights *out, int layer, int rank,
                                mq_err *err)
 {
-    return mq_drafters_layer(&s->drafters, s->reader, out, MQ_STACK_DRAFT, layer, rank, err);
+    return mq_drafters_layer(&s->drafters, s->reader, out, MQ_STACK_DRAFT, layer, s->only_rank >= 0 ? s->only_rank : rank, err);
 }
 
 mq_status mq_store_mtp_layer(mq_store *s, mq_draft_layer_weights *out, int layer, int rank,
                              mq_err *err)
 {
-    return mq_drafters_layer(&s->drafters, s->reader, out, MQ_STACK_MTP, layer, rank, err);
+    return mq_drafters_layer(&s->drafters, s->reader, out, MQ_STACK_MTP, layer, s->only_rank >= 0 ? s->only_rank : rank, err);
 }

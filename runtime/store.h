@@ -28,7 +28,7 @@ typedef struct mq_synthetic {
     mq_scheme expert_scheme;   /* MQ_SCHEME_INT4 (MQ_SCHEME_NONE means this too) or MQ_SCHEME_MXFP4 */
     int group;                 /* INT4: 32, 64 (0 means this too) or 128; MXFP4: 0 */
     uint64_t seed;
-    const char *drafter;       /* config.json of a DFlash drafter to make up too, lent whole (mq_store_options); NULL: none */
+    const char *drafter;       /* config.json of a DFlash drafter to make up too, BF16; NULL: none */
 } mq_synthetic;
 
 /* Which records' digests a resident packed model compares while it loads: all, a fixed part (the first record of every file
@@ -56,7 +56,6 @@ typedef struct mq_store_options {
     bool check;    /* packed: compare every record's digest while loading */
     bool dflash;   /* lend the DFlash drafter, where the model has one; without, it takes no memory */
     bool mtp;      /* the same for the MTP layers */
-    bool whole_draft; /* layers of drafters are lent as one rank's, whatever n_ranks: they live on one device */
     /* Called with bytes read so far and in all while a resident store loads, from any thread, one
      * call at a time; may be NULL. */
     void (*progress)(void *ctx, int64_t done_bytes, int64_t total_bytes);
@@ -97,7 +96,6 @@ bool mq_store_is_packed(const mq_store *s);
 bool mq_store_is_resident(const mq_store *s);
 const char *mq_store_dir(const mq_store *s);
 int mq_store_n_ranks(const mq_store *s);
-int mq_store_draft_ranks(const mq_store *s); /* those that layers of drafters are cut for: n_ranks, or 1 */
 /* The one rank of n_ranks that is there; -1: all are.  Where one is, what the calls below lend for
  * any rank is that one's: the others' contributions are taken to equal its own. */
 int mq_store_only_rank(const mq_store *s);

@@ -58,9 +58,9 @@ typedef struct mq_backend_ops {
                             mq_err *err);
     /* The DFlash drafter: what it has outside its layers. */
     mq_status (*draft)(void *impl, void *reader, mq_slot *slot, mq_draft_weights *out, mq_err *err);
-    /* A layer of stack MQ_STACK_DRAFT or MQ_STACK_MTP, cut for n_ranks ranks: those of the model, or 1; out [n_ranks] */
+    /* A layer of stack MQ_STACK_DRAFT or MQ_STACK_MTP; out [ranks.n] */
     mq_status (*draft_layer)(void *impl, void *reader, mq_slot *slot, mq_draft_layer_weights *out,
-                             mq_stack stack, int layer, int n_ranks, mq_err *err);
+                             mq_stack stack, int layer, mq_rank_span ranks, mq_err *err);
     void (*close)(void *impl);
     bool plans; /* slots may have a load; a reader stays until it has run, and asks for one layer, or matrix, until then */
 } mq_backend_ops;

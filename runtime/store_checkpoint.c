@@ -190,11 +190,9 @@ static mq_status read_draft_norms(const checkpoint *c, mq_slot *slot, mq_draft_l
 
 static mq_status load_draft_layer(void *impl, void *reader, mq_slot *slot,
                                   mq_draft_layer_weights *out, mq_stack stack, int layer,
-                                  int n_ranks, mq_err *err)
+                                  mq_rank_span ranks, mq_err *err)
 {
-    checkpoint cut = *(const checkpoint *)impl; /* for as many ranks as the drafter has; nothing keeps it */
-    const checkpoint *c = &cut;
-    cut.n_ranks = n_ranks;
+    const checkpoint *c = impl;
     const mq_draft_model *d = &c->source->draft;
     const place at = {stack, layer};
     const mq_attn_geometry *g = stack == MQ_STACK_DRAFT ? &d->attn : &c->m->swa;
@@ -203,12 +201,13 @@ static mq_status load_draft_layer(void *impl, void *reader, mq_slot *slot,
     (void)reader;
     mq_draft_layer_weights common = {.layer = {.is_moe = false}};
     MQ_TRY(read_draft_norms(c, slot, &common, at, err));
-    for (int r = 0; r < c->n_ranks; r++) {
-        out[r] = common;
-        MQ_TRY(read_attn(c, slot, &out[r].layer.attn, at, g, r, err));
-        MQ_TRY(read_mlp(c, slot, &out[r].layer.mlp, key_of(at, MQ_ROLE_GATE), width, r, err));
+    for (int i = 0; i < ranks.n; i++) {
+        int r = ranks.first + i;
+        out[i] = common;
+        MQ_TRY(read_attn(c, slot, &out[i].layer.attn, at, g, r, err));
+        MQ_TRY(read_mlp(c, slot, &out[i].layer.mlp, key_of(at, MQ_ROLE_GATE), width, r, err));
         if (stack == MQ_STACK_MTP)
-            MQ_TRY(read_matrix(c, slot, &out[r].eh_proj, key_of(at, MQ_ROLE_MTP_EH_PROJ),
+            MQ_TRY(read_matrix(c, slot, &out[i].eh_proj, key_of(at, MQ_ROLE_MTP_EH_PROJ),
                                (span){r * part, part, 0, 0}, err));
     }
     return MQ_OK;

@@ -13,14 +13,14 @@ static int n_layers(const mq_drafters *d)
     return d->n_dflash + d->n_mtp;
 }
 
-mq_status mq_drafters_init(mq_drafters *d, const mq_backend *backend, mq_place *place, int n_ranks,
-                           bool dflash, bool mtp, mq_err *err)
+mq_status mq_drafters_init(mq_drafters *d, const mq_backend *backend, mq_place *place,
+                           mq_rank_span ranks, bool dflash, bool mtp, mq_err *err)
 {
-    *d = (mq_drafters){.backend = backend, .place = place, .n_ranks = n_ranks, .held = -1};
+    *d = (mq_drafters){.backend = backend, .place = place, .ranks = ranks, .held = -1};
     d->n_dflash = dflash && backend->draft ? backend->draft->n_layers : 0;
     d->n_mtp = mtp ? backend->model->n_mtp : 0;
     d->layer_bytes = calloc((size_t)n_layers(d) + 1, sizeof *d->layer_bytes);
-    d->layer = calloc((size_t)n_ranks, sizeof *d->layer);
+    d->layer = calloc((size_t)ranks.n, sizeof *d->layer);
     if (!d->layer_bytes || !d->layer)
         return mq_fail(err, MQ_E_NOMEM, "drafters: out of memory");
     return MQ_OK;
@@ -42,14 +42,14 @@ static mq_status slot_alloc(mq_place *p, mq_slot *slot, int64_t n_bytes, mq_err 
     return p->load ? mq_place_alloc(p, slot, n_bytes, err) : mq_slot_alloc(slot, n_bytes, err);
 }
 
-/* Layer i of the row into out [n_ranks], as the backend leaves it. */
+/* Layer i of the row into out [ranks.n], as the backend leaves it. */
 static mq_status read_layer(const mq_drafters *d, void *reader, mq_slot *slot,
                             mq_draft_layer_weights *out, int i, mq_err *err)
 {
     bool is_dflash = i < d->n_dflash;
     mq_stack stack = is_dflash ? MQ_STACK_DRAFT : MQ_STACK_MTP;
     int layer = is_dflash ? i : i - d->n_dflash;
-    return d->backend->ops->draft_layer(d->backend->impl, reader, slot, out, stack, layer, d->n_ranks, err);
+    return d->backend->ops->draft_layer(d->backend->impl, reader, slot, out, stack, layer, d->ranks, err);
 }
 
 /* The same where it is lent. */
@@ -58,7 +58,7 @@ static mq_status place_layer(const mq_drafters *d, void *reader, mq_slot *slot,
 {
     MQ_TRY(read_layer(d, reader, slot, out, i, err));
     MQ_TRY(mq_place_copy(d->place, slot, err));
-    mq_place_move_draft_layers(slot, out, d->n_ranks);
+    mq_place_move_draft_layers(slot, out, d->ranks.n);
     return MQ_OK;
 }
 
@@ -97,7 +97,7 @@ mq_status mq_drafters_begin(mq_drafters *d, mq_err *err)
 {
     size_t n = (size_t)n_layers(d);
     d->slots = calloc(n + 1, sizeof *d->slots);
-    d->layers = calloc(n * (size_t)d->n_ranks + 1, sizeof *d->layers);
+    d->layers = calloc(n * (size_t)d->ranks.n + 1, sizeof *d->layers);
     if (!d->slots || !d->layers)
         return mq_fail(err, MQ_E_NOMEM, "drafters: out of memory");
     return MQ_OK;
@@ -129,7 +129,7 @@ mq_status mq_drafters_load(mq_drafters *d, int64_t *n_bytes, void *reader, int64
     }
     *n_bytes = d->layer_bytes[i];
     MQ_TRY(slot_alloc(d->place, &d->slots[i], d->layer_bytes[i], err));
-    return place_layer(d, reader, &d->slots[i], d->layers + i * d->n_ranks, (int)i, err);
+    return place_layer(d, reader, &d->slots[i], d->layers + i * d->ranks.n, (int)i, err);
 }
 
 void mq_drafters_end(mq_drafters *d)
@@ -165,14 +165,15 @@ mq_status mq_drafters_layer(mq_drafters *d, void *reader, mq_draft_layer_weights
 {
     bool is_dflash = stack == MQ_STACK_DRAFT;
     int n = is_dflash ? d->n_dflash : d->n_mtp, i = is_dflash ? layer : d->n_dflash + layer;
-    assert(rank >= 0 && rank < d->n_ranks);
+    rank -= d->ranks.first;
+    assert(rank >= 0 && rank < d->ranks.n);
     if (layer < 0 || layer >= n)
         return mq_fail(err, MQ_E_ARG,
                        "layer %d of the %s drafter, which has %d: opened without, or the model has "
                        "no more",
                        layer, is_dflash ? "DFlash" : "MTP", n);
     if (d->resident) {
-        *out = d->layers[(int64_t)i * d->n_ranks + rank];
+        *out = d->layers[(int64_t)i * d->ranks.n + rank];
         return MQ_OK;
     }
     if (d->held != i) {

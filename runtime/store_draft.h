@@ -17,10 +17,10 @@ extern "C" {
 typedef struct mq_drafters {
     const mq_backend *backend; /* the store's */
     mq_place *place;           /* the store's */
-    int n_ranks;
+    mq_rank_span ranks; /* those whose slices are lent */
     int n_dflash, n_mtp; /* layers; 0: not asked for, or not there */
     int64_t shared_bytes, max_layer_bytes;
-    int64_t *layer_bytes; /* [n_dflash + n_mtp], all ranks */
+    int64_t *layer_bytes; /* [n_dflash + n_mtp], of ranks */
 
     mq_slot shared_slot;
     mq_draft_weights shared;
@@ -28,16 +28,16 @@ typedef struct mq_drafters {
 
     mq_slot layer_slot;            /* streaming */
     int held;                      /* -1: nothing */
-    mq_draft_layer_weights *layer; /* [n_ranks] */
+    mq_draft_layer_weights *layer; /* [ranks.n] */
 
     mq_slot *slots;                 /* resident: [n_dflash + n_mtp] */
-    mq_draft_layer_weights *layers; /* resident: [n_dflash + n_mtp, n_ranks] */
+    mq_draft_layer_weights *layers; /* resident: [n_dflash + n_mtp, ranks.n] */
     bool resident;
 } mq_drafters;
 
 /* Those of backend (borrowed) that are asked for, lent at place (borrowed); reads nothing.  MQ_E_NOMEM. */
-mq_status mq_drafters_init(mq_drafters *d, const mq_backend *backend, mq_place *place, int n_ranks,
-                           bool dflash, bool mtp, mq_err *err);
+mq_status mq_drafters_init(mq_drafters *d, const mq_backend *backend, mq_place *place,
+                           mq_rank_span ranks, bool dflash, bool mtp, mq_err *err);
 void mq_drafters_release(mq_drafters *d); /* accepts zeros */
 
 /* Sizes from headers; statuses of the backend. */

@@ -338,32 +338,27 @@ static mq_status load_matrix(const packed *c, reader *r, mq_slot *slot, mq_matri
     return mq_wrap(err, mq_backend_check(out, rows, cols, err), "tensor '%s'", name);
 }
 
-/* A logical rank of n. */
-typedef struct cut {
-    int rank, n;
-} cut;
-
 /* The same for a logical rank. */
 static mq_status load_rank(const packed *c, reader *r, mq_slot *slot, mq_matrix *out, mq_key key,
-                           cut k, int64_t rows, int64_t cols, mq_err *err)
+                           int rank, int64_t rows, int64_t cols, mq_err *err)
 {
-    int n = c->n_files / k.n;
-    return load_matrix(c, r, slot, out, key, k.rank * n, n, rows, cols, err);
+    int n = c->n_files / c->n_ranks;
+    return load_matrix(c, r, slot, out, key, rank * n, n, rows, cols, err);
 }
 
 static mq_status load_attn(const packed *c, reader *r, mq_slot *slot, mq_attn_weights *out,
-                           place at, const mq_attn_geometry *g, cut k, mq_err *err)
+                           place at, const mq_attn_geometry *g, int rank, mq_err *err)
 {
-    mq_head_slice h = mq_slice_heads(g, k.n, k.rank);
+    mq_head_slice h = mq_slice_heads(g, c->n_ranks, rank);
     int64_t hidden = c->m->hidden, nh = h.n_heads, nkv = h.n_kv_heads;
     *out = (mq_attn_weights){.n_heads = h.n_heads, .n_kv_heads = h.n_kv_heads};
     MQ_TRY(
-        load_rank(c, r, slot, &out->q, key_of(at, MQ_ROLE_Q), k, nh * g->head_dim, hidden, err));
-    MQ_TRY(load_rank(c, r, slot, &out->k, key_of(at, MQ_ROLE_K), k, nkv * g->head_dim, hidden,
+        load_rank(c, r, slot, &out->q, key_of(at, MQ_ROLE_Q), rank, nh * g->head_dim, hidden, err));
+    MQ_TRY(load_rank(c, r, slot, &out->k, key_of(at, MQ_ROLE_K), rank, nkv * g->head_dim, hidden,
                      err));
-    MQ_TRY(load_rank(c, r, slot, &out->v, key_of(at, MQ_ROLE_V), k, nkv * g->v_head_dim, hidden,
+    MQ_TRY(load_rank(c, r, slot, &out->v, key_of(at, MQ_ROLE_V), rank, nkv * g->v_head_dim, hidden,
                      err));
-    MQ_TRY(load_rank(c, r, slot, &out->o, key_of(at, MQ_ROLE_O), k, hidden, nh * g->v_head_dim,
+    MQ_TRY(load_rank(c, r, slot, &out->o, key_of(at, MQ_ROLE_O), rank, hidden, nh * g->v_head_dim,
                      err));
     if (g->has_sink)
         MQ_TRY(load_vector(c, slot, &out->sink, key_of(at, MQ_ROLE_SINK), h.head0, h.n_heads, err));
@@ -372,13 +367,13 @@ static mq_status load_attn(const packed *c, reader *r, mq_slot *slot, mq_attn_we
 
 /* A dense MLP whose full width is width. */
 static mq_status load_dense(const packed *c, reader *r, mq_slot *slot, mq_mlp_weights *out,
-                            place at, int64_t width, cut k, mq_err *err)
+                            place at, int64_t width, int rank, mq_err *err)
 {
-    int64_t part = width / k.n, hidden = c->m->hidden;
+    int64_t part = width / c->n_ranks, hidden = c->m->hidden;
     *out = (mq_mlp_weights){.interleaved = false};
-    MQ_TRY(load_rank(c, r, slot, &out->gate, key_of(at, MQ_ROLE_GATE), k, part, hidden, err));
-    MQ_TRY(load_rank(c, r, slot, &out->up, key_of(at, MQ_ROLE_UP), k, part, hidden, err));
-    return load_rank(c, r, slot, &out->down, key_of(at, MQ_ROLE_DOWN), k, hidden, part, err);
+    MQ_TRY(load_rank(c, r, slot, &out->gate, key_of(at, MQ_ROLE_GATE), rank, part, hidden, err));
+    MQ_TRY(load_rank(c, r, slot, &out->up, key_of(at, MQ_ROLE_UP), rank, part, hidden, err));
+    return load_rank(c, r, slot, &out->down, key_of(at, MQ_ROLE_DOWN), rank, hidden, part, err);
 }
 
 /* A matrix of the common file. */
@@ -418,9 +413,9 @@ static mq_status load_layer(void *impl, void *rd, mq_slot *slot, mq_layer_weight
     for (int i = 0; i < ranks.n; i++) {
         int r = ranks.first + i;
         out[i] = common;
-        MQ_TRY(load_attn(c, rd, slot, &out[i].attn, at, mq_model_attn(c->m, layer), (cut){r, c->n_ranks}, err));
+        MQ_TRY(load_attn(c, rd, slot, &out[i].attn, at, mq_model_attn(c->m, layer), r, err));
         if (!common.is_moe)
-            MQ_TRY(load_dense(c, rd, slot, &out[i].mlp, at, c->m->intermediate, (cut){r, c->n_ranks}, err));
+            MQ_TRY(load_dense(c, rd, slot, &out[i].mlp, at, c->m->intermediate, r, err));
     }
     return MQ_OK;
 }
@@ -433,8 +428,8 @@ static mq_status load_expert(void *impl, void *rd, mq_slot *slot, mq_mlp_weights
     mq_key gate_up = {MQ_STACK_MODEL, layer, MQ_ROLE_EXPERT_GATE_UP, expert},
            down = {MQ_STACK_MODEL, layer, MQ_ROLE_EXPERT_DOWN, expert};
     *out = (mq_mlp_weights){.interleaved = true};
-    MQ_TRY(load_rank(c, rd, slot, &out->gate_up, gate_up, (cut){rank, c->n_ranks}, 2 * width, hidden, err));
-    return load_rank(c, rd, slot, &out->down, down, (cut){rank, c->n_ranks}, hidden, width, err);
+    MQ_TRY(load_rank(c, rd, slot, &out->gate_up, gate_up, rank, 2 * width, hidden, err));
+    return load_rank(c, rd, slot, &out->down, down, rank, hidden, width, err);
 }
 
 static mq_status load_draft(void *impl, void *rd, mq_slot *slot, mq_draft_weights *out, mq_err *err)
@@ -466,7 +461,7 @@ static mq_status load_draft_norms(const packed *c, mq_slot *slot, mq_draft_layer
 }
 
 static mq_status load_draft_layer(void *impl, void *rd, mq_slot *slot, mq_draft_layer_weights *out,
-                                  mq_stack stack, int layer, int n_ranks, mq_err *err)
+                                  mq_stack stack, int layer, mq_rank_span ranks, mq_err *err)
 {
     const packed *c = impl;
     const place at = {stack, layer};
@@ -475,14 +470,14 @@ static mq_status load_draft_layer(void *impl, void *rd, mq_slot *slot, mq_draft_
     int64_t width = is_mtp ? c->m->intermediate : c->p->draft.intermediate, hidden = c->m->hidden;
     mq_draft_layer_weights common = {.layer = {.is_moe = false}};
     MQ_TRY(load_draft_norms(c, slot, &common, at, err));
-    for (int r = 0; r < n_ranks; r++) {
-        const cut k = {r, n_ranks};
-        out[r] = common;
-        MQ_TRY(load_attn(c, rd, slot, &out[r].layer.attn, at, g, k, err));
-        MQ_TRY(load_dense(c, rd, slot, &out[r].layer.mlp, at, width, k, err));
+    for (int i = 0; i < ranks.n; i++) {
+        int r = ranks.first + i;
+        out[i] = common;
+        MQ_TRY(load_attn(c, rd, slot, &out[i].layer.attn, at, g, r, err));
+        MQ_TRY(load_dense(c, rd, slot, &out[i].layer.mlp, at, width, r, err));
         if (is_mtp)
-            MQ_TRY(load_rank(c, rd, slot, &out[r].eh_proj, key_of(at, MQ_ROLE_MTP_EH_PROJ), k,
-                             hidden / n_ranks, 2 * hidden, err));
+            MQ_TRY(load_rank(c, rd, slot, &out[i].eh_proj, key_of(at, MQ_ROLE_MTP_EH_PROJ), r,
+                             hidden / c->n_ranks, 2 * hidden, err));
     }
     return MQ_OK;
 }
@@ -500,7 +495,7 @@ static mq_status load_head(void *impl, void *rd, mq_slot *slot, mq_matrix *out, 
     const packed *c = impl;
     int64_t part = c->m->vocab / c->n_ranks;
     for (int i = 0; i < ranks.n; i++)
-        MQ_TRY(load_rank(c, rd, slot, &out[i], key_of(NO_LAYER, MQ_ROLE_HEAD), (cut){ranks.first + i, c->n_ranks}, part,
+        MQ_TRY(load_rank(c, rd, slot, &out[i], key_of(NO_LAYER, MQ_ROLE_HEAD), ranks.first + i, part,
                          c->m->hidden, err));
     return MQ_OK;
 }

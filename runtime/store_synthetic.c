@@ -19,7 +19,7 @@ typedef struct synthetic {
     mq_model m;
     mq_plan *plan;
     mq_draft_model draft; /* of the drafter's config */
-    mq_plan *draft_plan;  /* of the drafter, for one rank; NULL: none */
+    mq_plan *draft_plan;  /* with the drafter; NULL: none */
     const mq_kernels *kernels;
     mq_dev *dev;
     bool owns_dev;
@@ -264,31 +264,45 @@ static mq_status load_draft(void *impl, void *reader, mq_slot *slot, mq_draft_we
     return load_draft_vector(c, slot, &out->mask, -1, MQ_ROLE_DRAFT_MASK, hidden, err);
 }
 
-static mq_status load_draft_layer(void *impl, void *reader, mq_slot *slot, mq_draft_layer_weights *out, mq_stack stack,
-                                  int layer, int n_ranks, mq_err *err)
+static mq_status load_draft_slices(const synthetic *c, mq_slot *slot, mq_layer_weights *out, int layer, int rank, mq_err *err)
 {
-    const synthetic *c = impl;
-    const mq_attn_geometry *g = &c->draft.attn;
     const mq_plan *plan = c->draft_plan;
-    const mq_file_spec *file = &plan->files[plan->n_files - 1];
-    (void)reader;
-    if (stack != MQ_STACK_DRAFT || n_ranks != 1)
-        return mq_fail(err, MQ_E_UNSUPPORTED, "weights are made up for a DFlash drafter of one rank alone");
-    *out = (mq_draft_layer_weights){.layer = {.attn = {.n_heads = g->n_heads, .n_kv_heads = g->n_kv_heads}}};
+    const mq_file_spec *file = &plan->files[plan->n_files - c->n_ranks + rank]; /* the drafter's are the last */
+    const mq_attn_geometry *g = &c->draft.attn;
+    mq_head_slice h = mq_slice_heads(g, c->n_ranks, rank);
     const struct {
         mq_matrix *m;
         mq_role role;
-    } matrices[] = {{&out->layer.attn.q, MQ_ROLE_Q}, {&out->layer.attn.k, MQ_ROLE_K},     {&out->layer.attn.v, MQ_ROLE_V},
-                    {&out->layer.attn.o, MQ_ROLE_O}, {&out->layer.mlp.gate, MQ_ROLE_GATE}, {&out->layer.mlp.up, MQ_ROLE_UP},
-                    {&out->layer.mlp.down, MQ_ROLE_DOWN}};
+    } matrices[] = {{&out->attn.q, MQ_ROLE_Q},       {&out->attn.k, MQ_ROLE_K},   {&out->attn.v, MQ_ROLE_V},
+                    {&out->attn.o, MQ_ROLE_O},       {&out->mlp.gate, MQ_ROLE_GATE}, {&out->mlp.up, MQ_ROLE_UP},
+                    {&out->mlp.down, MQ_ROLE_DOWN}};
     for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++)
         MQ_TRY(load_draft_matrix(c, slot, matrices[i].m, file, layer, matrices[i].role, err));
-    MQ_TRY(load_draft_vector(c, slot, &out->layer.input_norm, layer, MQ_ROLE_INPUT_NORM, c->m.hidden, err));
-    MQ_TRY(load_draft_vector(c, slot, &out->layer.post_norm, layer, MQ_ROLE_POST_NORM, c->m.hidden, err));
-    if (g->has_sink)
-        MQ_TRY(load_draft_vector(c, slot, &out->layer.attn.sink, layer, MQ_ROLE_SINK, g->n_heads, err));
-    MQ_TRY(load_draft_vector(c, slot, &out->q_norm, layer, MQ_ROLE_DRAFT_Q_NORM, g->head_dim, err));
-    return load_draft_vector(c, slot, &out->k_norm, layer, MQ_ROLE_DRAFT_K_NORM, g->head_dim, err);
+    out->attn.n_heads = h.n_heads;
+    out->attn.n_kv_heads = h.n_kv_heads;
+    return g->has_sink ? load_vector(c, slot, &out->attn.sink, place_of(MQ_STACK_DRAFT, layer), MQ_ROLE_SINK, h.head0,
+                                     h.n_heads, g->n_heads, err)
+                       : MQ_OK;
+}
+
+static mq_status load_draft_layer(void *impl, void *reader, mq_slot *slot, mq_draft_layer_weights *out, mq_stack stack,
+                                  int layer, mq_rank_span ranks, mq_err *err)
+{
+    const synthetic *c = impl;
+    int64_t hidden = c->m.hidden, head_dim = c->draft.attn.head_dim;
+    mq_draft_layer_weights common = {.layer = {.is_moe = false}};
+    (void)reader;
+    if (stack != MQ_STACK_DRAFT)
+        return mq_fail(err, MQ_E_BUG, "a synthetic model has no MTP layers");
+    MQ_TRY(load_draft_vector(c, slot, &common.layer.input_norm, layer, MQ_ROLE_INPUT_NORM, hidden, err));
+    MQ_TRY(load_draft_vector(c, slot, &common.layer.post_norm, layer, MQ_ROLE_POST_NORM, hidden, err));
+    MQ_TRY(load_draft_vector(c, slot, &common.q_norm, layer, MQ_ROLE_DRAFT_Q_NORM, head_dim, err));
+    MQ_TRY(load_draft_vector(c, slot, &common.k_norm, layer, MQ_ROLE_DRAFT_K_NORM, head_dim, err));
+    for (int i = 0; i < ranks.n; i++) {
+        out[i] = common;
+        MQ_TRY(load_draft_slices(c, slot, &out[i].layer, layer, ranks.first + i, err));
+    }
+    return MQ_OK;
 }
 
 static mq_status open_reader(void *impl, void **reader, mq_err *err)
@@ -358,7 +372,7 @@ static mq_status open_drafter(synthetic *c, const char *path, int n_layers, mq_e
     MQ_TRY(mq_draft_model_load(&c->draft, path, &m, err));
     for (int i = 0; i < c->draft.n_taps; i++)
         c->draft.taps[i] = c->draft.taps[i] < c->m.n_layers ? c->draft.taps[i] : c->m.n_layers - 1;
-    return mq_wrap(err, mq_plan_create(&c->draft_plan, &c->m, &c->draft, 1, c->group, err), "%s", path);
+    return mq_wrap(err, mq_plan_create(&c->draft_plan, &c->m, &c->draft, c->n_ranks, c->group, err), "%s", path);
 }
 
 static mq_status open_model(synthetic *c, const char *path, const mq_synthetic *o, int n_threads, mq_err *err)
