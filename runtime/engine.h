@@ -24,7 +24,7 @@ typedef struct mq_engine_options {
     int n_ranks;          /* logical ranks; 0: 1 */
     int n_threads;        /* 0: all processors */
     int64_t context;      /* positions; 0: the smaller of the model's limit and 8192 */
-    int64_t prefill_rows; /* rows of a prefill chunk; 0: 256 */
+    int64_t prefill_rows; /* rows of a prefill chunk; 0: 1024 */
     int64_t memory_bytes; /* budget; 0: none.  MQ_E_NOMEM says what is needed */
     mq_draft_kind draft;  /* MQ_E_UNSUPPORTED where the model does not have it */
     const mq_synthetic *synthetic; /* runtime/store.h: dir is a config.json; NULL: a model that is there */

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-enum { DEFAULT_CONTEXT = 8192, DEFAULT_PREFILL = 256 };
+enum { DEFAULT_CONTEXT = 8192, DEFAULT_PREFILL = 1024 };
 
 static const int64_t RESERVE_BYTES = 512 << 20; /* of a device */
 

@@ -149,16 +149,11 @@ mq_status mq_forward_keep_part(mq_forward *f, int rank, float *y, const float *p
     return f->join || rank == f->first_rank ? MQ_OK : f->k->add(f->dev, y, part, count, err);
 }
 
-mq_status mq_forward_add_ranks(mq_forward *f, float *y, float *scratch, int64_t count, mq_err *err)
+mq_status mq_forward_add_ranks(mq_forward *f, float *y, int64_t count, mq_err *err)
 {
     if (f->join)
         return mq_join_sum(f->join, f->member, y, count, err);
-    if (f->n_held == f->n_ranks)
-        return MQ_OK;
-    MQ_TRY(f->k->copy(f->dev, scratch, y, 4 * count, err));
-    for (int r = 1; r < f->n_ranks; r++)
-        MQ_TRY(f->k->add(f->dev, y, scratch, count, err));
-    return MQ_OK;
+    return f->n_held == f->n_ranks ? MQ_OK : f->k->axpby(f->dev, y, (float)f->n_ranks, NULL, 0.0f, count, err);
 }
 
 void mq_forward_set_join(mq_forward *f, mq_join *join, int member)

@@ -68,7 +68,7 @@ static mq_status attention_block(mq_forward *f, mq_forward_mode mode, int layer,
         MQ_TRY(rank_part(f, mode, layer, r, &w.attn, out, rows, row0, tap, err));
         MQ_TRY(mq_forward_keep_part(f, r, f->y, out, n * hidden, err));
     }
-    MQ_TRY(mq_forward_add_ranks(f, f->y, f->part, n * hidden, err));
+    MQ_TRY(mq_forward_add_ranks(f, f->y, n * hidden, err));
     return f->k->add(f->dev, x, f->y, n * hidden, err);
 }
 

@@ -44,7 +44,7 @@ static mq_status dense_block(mq_forward *f, mq_forward_mode mode, int layer, flo
         MQ_TRY(mq_forward_linear(f, mode, out, f->mid, &w.mlp.down, n, err));
         MQ_TRY(mq_forward_keep_part(f, r, f->y, out, n * hidden, err));
     }
-    MQ_TRY(mq_forward_add_ranks(f, f->y, f->part, n * hidden, err));
+    MQ_TRY(mq_forward_add_ranks(f, f->y, n * hidden, err));
     return f->k->add(f->dev, x, f->y, n * hidden, err);
 }
 
@@ -197,7 +197,7 @@ static mq_status moe(mq_forward *f, mq_forward_mode mode, int layer, const mq_la
         MQ_TRY(mq_forward_group(f, &done, layer, n, err));
     if (!done)
         MQ_TRY(moe_by_expert(f, mode, layer, w, x, n, tap, err));
-    MQ_TRY(mq_forward_add_ranks(f, f->y, f->y_rank, n * f->m->hidden, err));
+    MQ_TRY(mq_forward_add_ranks(f, f->y, n * f->m->hidden, err));
     return f->k->add(f->dev, x, f->y, n * f->m->hidden, err);
 }
 

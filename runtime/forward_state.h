@@ -79,7 +79,7 @@ struct mq_forward {
  * in rank order, in y.  Ranks that nobody computes (mq_store_only_rank) count as equal to the one there is. */
 float *mq_forward_part(const mq_forward *f, int rank, float *y, float *scratch);
 mq_status mq_forward_keep_part(mq_forward *f, int rank, float *y, const float *part, int64_t count, mq_err *err);
-mq_status mq_forward_add_ranks(mq_forward *f, float *y, float *scratch, int64_t count, mq_err *err);
+mq_status mq_forward_add_ranks(mq_forward *f, float *y, int64_t count, mq_err *err);
 
 /* y [n, w.rows] = x w^T in the mode's order. */
 static inline mq_status mq_forward_linear(mq_forward *f, mq_forward_mode mode, float *y,

@@ -11,7 +11,7 @@
 
 /* Rows of one prefill call; signals are polled between two.  Equal to the engine's chunk, so calls
  * do not change a bit. */
-enum { MQ_GENERATE_PREFILL_ROWS = 256 };
+enum { MQ_GENERATE_PREFILL_ROWS = 1024 };
 
 typedef struct mq_generate_options {
     int64_t max_tokens; /* at least 1 */

@@ -5,7 +5,7 @@
  * key for the scores and every 32nd dimension for the values; running maximum and sum as in online softmax (Milakov and
  * Gimelshein, arXiv 1805.02867).  A tile of which a pair sees nothing leaves it as it is, and keys it does not see are
  * passed over, so its bits depend on its own query and keys alone. */
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/attention.cuh"
 
 namespace mq_cuda {
 
@@ -31,16 +31,6 @@ mq_status kv_store(mq_dev *dev, const mq_kv *kv, const float *k, const float *v,
     return launch(dev, err, "kv_store", kv_store_kernel, n_blocks(n - first, 1), STORE_THREADS, 0, *kv, k, v, v_scale,
                   first, n, pos0);
 }
-
-struct attention_job {
-    float *out;
-    const float *q, *sink;
-    mq_kv kv;
-    int n_heads, window;
-    bool is_block; /* the rows see one another */
-    int64_t n, pos0;
-    float scale;
-};
 
 /* Keys or values of positions base .. base + 31 into tile [32][stride]; zeros outside first .. last - 1. */
 static __device__ __forceinline__ void load_tile(float *tile, int stride, const float *from, const mq_kv &kv, int width,
@@ -165,6 +155,8 @@ static mq_status attend(mq_dev *dev, float *out, const float *q, const mq_kv *kv
                         int window, bool is_block, int64_t n, int64_t pos0, mq_err *err)
 {
     attention_job job = {out,  q, sink, *kv, n_heads, window, is_block, n, pos0, (float)(1.0 / sqrt((double)kv->head_dim))};
+    if (dev->precision == MQ_PRECISION_BF16 && attention_tensor_fits(kv))
+        return attention_tensor(dev, &job, err);
     int share = n_heads / kv->n_kv_heads, stride = kv->head_dim | 1;
     int tile_floats = KEYS * (stride > kv->v_head_dim ? stride : kv->v_head_dim);
     size_t floats = (size_t)(PAIRS * (kv->head_dim + kv->v_head_dim + KEYS) + tile_floats);

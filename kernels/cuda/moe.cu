@@ -78,16 +78,24 @@ static __global__ void place_kernel(grouping to, const int32_t *ids, int64_t pic
     }
 }
 
-/* Columns col0 .. of y [n, hidden] = sum over the row's choices in their order; outputs [picks, cols]. */
+/* Columns col0 .. of y [n, hidden] = sum over the row's choices in their order; outputs [picks, cols], four columns a thread.  Whole
+ * tiles: columns come by 16. */
 static __global__ void combine_kernel(float *y, const float *outputs, const int32_t *place, const float *coef, int topk,
                                       int64_t n, int64_t hidden, int64_t col0, int64_t cols)
 {
     for (int64_t i = blockIdx.y; i < n; i += gridDim.y)
-        for (int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; c < cols; c += (int64_t)gridDim.x * blockDim.x) {
-            float sum = 0.0f;
-            for (int k = 0; k < topk; k++)
-                sum = fmaf(coef[i * topk + k], outputs[place[i * topk + k] * cols + c], sum);
-            y[i * hidden + col0 + c] = sum;
+        for (int64_t c = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4; c < cols; c += (int64_t)gridDim.x * blockDim.x * 4) {
+            float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 8
+            for (int k = 0; k < topk; k++) {
+                float factor = coef[i * topk + k];
+                float4 one = *(const float4 *)(outputs + place[i * topk + k] * cols + c);
+                sum.x = fmaf(factor, one.x, sum.x);
+                sum.y = fmaf(factor, one.y, sum.y);
+                sum.z = fmaf(factor, one.z, sum.z);
+                sum.w = fmaf(factor, one.w, sum.w);
+            }
+            *(float4 *)(y + i * hidden + col0 + c) = sum;
         }
 }
 
@@ -138,7 +146,7 @@ static mq_status down(mq_dev *dev, float *y, const uint16_t *h, const float *coe
         job.n_tiles = cols / MQ_UNIT_ROWS;
         job.stride = cols;
         MQ_TRY(packed_rows(dev, "experts", &job, t->group, false, span_limit, err));
-        MQ_TRY(launch(dev, err, "experts", combine_kernel, dim3(n_blocks(cols, THREADS), n_blocks(n, 1, GRID_Y_LIMIT)),
+        MQ_TRY(launch(dev, err, "experts", combine_kernel, dim3(n_blocks(cols, THREADS * 4), n_blocks(n, 1, GRID_Y_LIMIT)),
                       THREADS, 0, y, (const float *)room, (const int32_t *)g->place, coef, t->topk, n, t->hidden, col0,
                       cols));
     }

@@ -66,8 +66,19 @@ static __global__ void add_kernel(float *y, const float *x, int64_t count)
         y[i] += x[i];
 }
 
+static __global__ void add_quads_kernel(float4 *y, const float4 *x, int64_t count)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (int64_t)gridDim.x * blockDim.x) {
+        float4 a = y[i], b = x[i], sum = {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
+        y[i] = sum;
+    }
+}
+
 mq_status add(mq_dev *dev, float *y, const float *x, int64_t count, mq_err *err)
 {
+    if (count % 4 == 0 && ((uintptr_t)y | (uintptr_t)x) % sizeof(float4) == 0)
+        return launch(dev, err, "add", add_quads_kernel, n_blocks(count / 4, THREADS), THREADS, 0, (float4 *)y, (const float4 *)x,
+                      count / 4);
     return launch(dev, err, "add", add_kernel, n_blocks(count, THREADS), THREADS, 0, y, x, count);
 }
 

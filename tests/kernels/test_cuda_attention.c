@@ -12,7 +12,8 @@ static const shape shapes[] = {
     {1, 1, 1, 1, 0, 1, 1, 1, false},        {2, 1, 16, 16, 0, 3, 3, 1, true},      {8, 2, 48, 32, 0, 130, 130, 130, false},
     {8, 4, 48, 32, 64, 128, 200, 64, true}, {8, 4, 48, 32, 64, 65, 200, 2, true},  {3, 3, 20, 13, 0, 97, 97, 17, true},
     {5, 1, 192, 128, 7, 24, 91, 17, true},  {6, 2, 33, 72, 32, 64, 129, 33, false}, {15, 5, 31, 33, 31, 33, 64, 3, true},
-    {4, 2, 300, 320, 0, 40, 40, 3, true},
+    {4, 2, 300, 320, 0, 40, 40, 3, true},   {16, 1, 192, 128, 40, 96, 75, 33, true}, {1, 1, 16, 8, 0, 8200, 8200, 17, true},
+    {2, 1, 64, 32, 40, 64, 8210, 21, true},
 };
 enum { N_SHAPES = sizeof shapes / sizeof shapes[0] };
 
@@ -108,8 +109,11 @@ START_TEST(the_ring_holds_the_same_bits)
 }
 END_TEST
 
-static void check_attention(bool is_block)
+/* BF16: products of parts of BF16 values, where heads are not too large. */
+static void check_attention(bool is_block, mq_precision precision)
 {
+    double bound = precision == MQ_PRECISION_F32 ? 8e-6 : 4e-5;
+    mq_assert_ok(gpu->set_precision(gpu_dev, precision, &err), &err);
     for (int c = 0; c < N_SHAPES; c++) {
         const shape *s = &shapes[c];
         setup t = make_setup(s);
@@ -119,31 +123,35 @@ static void check_attention(bool is_block)
                          cpu_dev, y, t.q + pos0 * s->n_heads * s->head_dim, &t.host, s->n_heads, s->sink ? t.sink : NULL,
                          s->window, s->n, pos0, &err), &err);
         run_kind(z, s, &t, is_block, s->n, pos0);
-        for (int64_t i = 0; i < count; i++) /* both are within 4e-6 of sums in double */
-            ck_assert_msg(fabs((double)y[i] - (double)z[i]) < 8e-6, "shape %d, element %d: %g, expected %g", c, (int)i,
+        for (int64_t i = 0; i < count; i++) /* F32: both are within 4e-6 of sums in double */
+            ck_assert_msg(fabs((double)y[i] - (double)z[i]) < bound, "shape %d, element %d: %g, expected %g", c, (int)i,
                           (double)z[i], (double)y[i]);
         run_kind(z, s, &t, is_block, 0, pos0);
         free(y);
         free(z);
         free_setup(&t);
     }
+    mq_assert_ok(gpu->set_precision(gpu_dev, MQ_PRECISION_F32, &err), &err);
 }
 
 START_TEST(attention_agrees)
 {
-    check_attention(false);
+    check_attention(false, MQ_PRECISION_F32);
+    check_attention(false, MQ_PRECISION_BF16);
 }
 END_TEST
 
 START_TEST(attention_of_a_block_agrees)
 {
-    check_attention(true);
+    check_attention(true, MQ_PRECISION_F32);
+    check_attention(true, MQ_PRECISION_BF16);
 }
 END_TEST
 
-START_TEST(a_row_has_the_same_bits_alone_and_in_company)
+static void check_company(mq_precision precision)
 {
-    for (int c = 3; c < 8; c += 2) {
+    mq_assert_ok(gpu->set_precision(gpu_dev, precision, &err), &err);
+    for (int c = 3; c < N_SHAPES; c += c == 7 ? 3 : 2) {
         const shape *s = &shapes[c];
         setup t = make_setup(s);
         int64_t o_cols = (int64_t)s->n_heads * s->v_dim, pos0 = s->total - s->n;
@@ -160,6 +168,13 @@ START_TEST(a_row_has_the_same_bits_alone_and_in_company)
         free(part);
         free_setup(&t);
     }
+    mq_assert_ok(gpu->set_precision(gpu_dev, MQ_PRECISION_F32, &err), &err);
+}
+
+START_TEST(a_row_has_the_same_bits_alone_and_in_company)
+{
+    check_company(MQ_PRECISION_F32);
+    check_company(MQ_PRECISION_BF16);
 }
 END_TEST
 
