@@ -34,8 +34,7 @@ typedef struct mq_draft_step_layer {
 /* A rank that lives on this device. */
 typedef struct mq_draft_step_rank {
     const mq_draft_step_layer *layers; /* [n_layers], host memory */
-    const mq_matrix *head;             /* [n_heads] of equal rows, host memory: the rank's [vocab / n_ranks, hidden], cut by rows */
-    int n_heads;
+    mq_matrix head;                    /* [vocab / n_ranks, hidden] */
 } mq_draft_step_rank;
 
 typedef struct mq_draft_step_model {

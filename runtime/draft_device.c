@@ -10,39 +10,24 @@
 struct mq_draft_device {
     mq_draft_step_layer *layers; /* [n_local, n_layers] */
     mq_draft_step_rank *ranks;   /* [n_local] */
-    mq_matrix *heads;            /* [head_ranks] */
     mq_draft_step_model model;
     mq_draft_step *step;
 };
 
-int64_t mq_draft_step_bytes(const mq_kernels *kernels, const mq_store *store, mq_draft_kind kind)
+static int only_or_all(const mq_store *store, int *first)
 {
-    int n_ranks = mq_store_draft_ranks(store);
-    if (kind != MQ_DRAFT_DFLASH || !kernels->draft || !mq_draft_available(store, kind))
-        return 0;
-    return kernels->draft->bytes(mq_store_draft_model(store), mq_store_model(store)->vocab, n_ranks, n_ranks);
+    int only = mq_store_only_rank(store);
+    *first = only >= 0 ? only : 0;
+    return only >= 0 ? 1 : mq_store_n_ranks(store);
 }
 
-/* The target's slices of the head, as one matrix a rank where they lie one behind the other. */
-static mq_status gather_heads(const mq_draft *d, mq_draft_device *v, mq_err *err)
+int64_t mq_draft_step_bytes(const mq_kernels *kernels, const mq_store *store, mq_draft_kind kind)
 {
-    int n = d->s.head_ranks / d->s.n_ranks;
-    v->heads = calloc((size_t)d->s.head_ranks, sizeof *v->heads);
-    if (!v->heads)
-        return mq_fail(err, MQ_E_NOMEM, "draft step: out of memory");
-    for (int i = 0; i < d->s.head_ranks; i++)
-        MQ_TRY(mq_store_head(d->store, &v->heads[i], i, err));
-    for (int r = 0; r < v->model.n_local; r++) {
-        mq_matrix *head = v->heads + (v->model.first_rank + r) * n;
-        int64_t bytes = 2 * head->rows * head->cols;
-        bool is_one = head->scheme == MQ_SCHEME_BF16;
-        for (int i = 1; i < n; i++)
-            is_one = is_one && (const uint8_t *)head[i].data == (const uint8_t *)head->data + i * bytes;
-        v->ranks[r].head = head;
-        v->ranks[r].n_heads = is_one ? 1 : n;
-        head->rows *= is_one ? n : 1;
-    }
-    return MQ_OK;
+    int first;
+    if (kind != MQ_DRAFT_DFLASH || !kernels->draft || !mq_draft_available(store, kind))
+        return 0;
+    return kernels->draft->bytes(mq_store_draft_model(store), mq_store_model(store)->vocab, mq_store_n_ranks(store),
+                                 only_or_all(store, &first));
 }
 
 static mq_status gather(const mq_draft *d, mq_draft_device *v, mq_err *err)
@@ -59,12 +44,13 @@ static mq_status gather(const mq_draft *d, mq_draft_device *v, mq_err *err)
         int rank = v->model.first_rank + r;
         mq_draft_step_layer *layers = v->layers + (size_t)r * n_layers;
         v->ranks[r].layers = layers;
+        MQ_TRY(mq_store_head(d->store, &v->ranks[r].head, rank, err));
         for (int l = 0; l < d->s.n_layers; l++) {
             MQ_TRY(mq_store_draft_layer(d->store, &layers[l].w, l, rank, err));
             layers[l].kv = d->kv[l * d->s.n_ranks + rank];
         }
     }
-    return gather_heads(d, v, err);
+    return MQ_OK;
 }
 
 mq_status mq_draft_use_step(mq_draft *d, bool plain, mq_err *err)
@@ -82,8 +68,9 @@ mq_status mq_draft_use_step(mq_draft *d, bool plain, mq_err *err)
     v->model = (mq_draft_step_model){.model = mq_store_draft_model(d->store),
                                      .vocab = d->s.vocab,
                                      .n_ranks = d->s.n_ranks,
-                                     .n_local = d->s.n_ranks,
+                                     .loop_back = mq_store_only_rank(d->store) >= 0,
                                      .plain = plain};
+    v->model.n_local = only_or_all(d->store, &v->model.first_rank);
     mq_status st = gather(d, v, err);
     if (st == MQ_OK)
         st = ops->create(&v->step, d->dev, &v->model, err);
@@ -100,7 +87,6 @@ void mq_draft_device_free(mq_draft *d)
     d->k->draft->free(v->step);
     free(v->layers);
     free(v->ranks);
-    free(v->heads);
     free(v);
     d->device = NULL;
 }

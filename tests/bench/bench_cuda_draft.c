@@ -66,7 +66,6 @@ typedef struct bench {
     mq_draft_model m;
     mq_draft_step_model step;
     mq_draft_step_rank rank;
-    mq_matrix head;
     mq_draft_step_layer layers[MAX_LAYERS];
     const float *features[MQ_MAX_TAPS];
 } bench;
@@ -104,8 +103,7 @@ static void make(bench *b, bool is_small, int n_ranks)
                                        .value_scale = 0.612, .block_size = 8, .mask_token_id = 1, .n_taps = 5};
     for (int l = 0; l < b->m.n_layers; l++)
         make_layer(b, &b->layers[l], n_ranks);
-    b->head = matrix(vocab / n_ranks, b->m.hidden);
-    b->rank = (mq_draft_step_rank){.layers = b->layers, .head = &b->head, .n_heads = 1};
+    b->rank = (mq_draft_step_rank){.layers = b->layers, .head = matrix(vocab / n_ranks, b->m.hidden)};
     b->step = (mq_draft_step_model){.model = &b->m, .vocab = vocab, .n_ranks = n_ranks, .n_local = 1, .ranks = &b->rank, .loop_back = n_ranks > 1,
                                     .shared = {.hidden_norm = ones(b->m.hidden), .norm = ones(b->m.hidden), .mask = ones(b->m.hidden)}};
     int64_t before = n_weight_bytes;

@@ -88,9 +88,8 @@ struct draft_begin {
 /* draft_rows.cu */
 mq_status begin_draft(mq_dev *dev, const draft_begin *job, mq_err *err);
 int64_t draft_entries(int64_t vocab); /* of a row of vocab logits */
-/* entries [R, draft_entries(vocab)], rows stride apart, of logits [R, vocab], the ids of which start at id0. */
-mq_status best_of_logits(mq_dev *dev, draft_best *entries, int64_t stride, const float *logits, int64_t vocab, int64_t id0,
-                         mq_err *err);
+/* entries [R, draft_entries(vocab)] of logits [R, vocab], the ids of which start at id0. */
+mq_status best_of_logits(mq_dev *dev, draft_best *entries, const float *logits, int64_t vocab, int64_t id0, mq_err *err);
 /* Join n entries of each row, in order: entry i of row r at from + i * stride_entry + r * stride_row, in floats.  To out
  * (row r at out + r * out_stride, 3 floats), or to result: then out is NULL. */
 mq_status join_best(mq_dev *dev, float *out, int64_t out_stride, draft_output *result, const float *from, int64_t n,
@@ -125,8 +124,8 @@ struct mq_draft_step {
     float *gate_up;    /* [R, 2 W] */
     uint16_t *mid;     /* [R, W] */
     float *cos_sin, *value, *state;
-    float *logits;                        /* [R, rows of a slice of the head] */
-    mq_cuda::decode::draft_best *entries; /* [R, n_heads * draft_entries] */
+    float *logits;                        /* [R, vocab / n_ranks] */
+    mq_cuda::decode::draft_best *entries; /* [R, draft_entries] */
     mq_cuda::decode::draft_ring *rings;   /* [n_layers, n_local] */
 
     mq_cuda::decode::draft_input *host_in; /* what the next launch reads */

@@ -192,15 +192,12 @@ static mq_status choose(mq_draft_step *d, mq_err *err)
     int64_t hidden = c->model->hidden;
     bool is_alone = c->n_ranks == 1 || c->loop_back;
     for (int r = 0; r < c->n_local; r++) {
-        int64_t slice = c->ranks[r].head->rows, n = draft_entries(slice), n_all = n * c->ranks[r].n_heads;
-        int64_t id0 = (c->first_rank + r) * slice * c->ranks[r].n_heads;
-        for (int i = 0; i < c->ranks[r].n_heads; i++) {
-            const mq_decode_linear job = {c->ranks[r].head[i], d->logits, slice};
-            MQ_TRY(linear(d->dev, &job, 1, d->xn, err));
-            MQ_TRY(best_of_logits(d->dev, d->entries + i * n, n_all, d->logits, slice, id0 + i * slice, err));
-        }
-        MQ_TRY(join_best(d->dev, is_alone ? NULL : part_of(d, d->part, r), hidden, d->out, &d->entries->max, n_all, 3, 3 * n_all,
-                         err));
+        const mq_matrix *head = &c->ranks[r].head;
+        const mq_decode_linear job = {*head, d->logits, head->rows};
+        int64_t n = draft_entries(head->rows);
+        MQ_TRY(linear(d->dev, &job, 1, d->xn, err));
+        MQ_TRY(best_of_logits(d->dev, d->entries, d->logits, head->rows, (c->first_rank + r) * head->rows, err));
+        MQ_TRY(join_best(d->dev, is_alone ? NULL : part_of(d, d->part, r), hidden, d->out, &d->entries->max, n, 3, 3 * n, err));
     }
     if (is_alone)
         return MQ_OK;

@@ -63,7 +63,7 @@ int64_t draft_entries(int64_t vocab)
     return (vocab + BEST_IDS - 1) / BEST_IDS;
 }
 
-static __global__ void draft_best_kernel(draft_best *entries, int64_t stride, const float *logits, int64_t vocab, int64_t id0)
+static __global__ void draft_best_kernel(draft_best *entries, const float *logits, int64_t vocab, int64_t id0)
 {
     wait_for_previous();
     let_next_start();
@@ -89,16 +89,14 @@ static __global__ void draft_best_kernel(draft_best *entries, int64_t stride, co
     sum = block_sum(sum);
     if (threadIdx.x == 0) {
         draft_best e = {best.value, (float)(best.id == INT32_MAX ? 0 : id0 + best.id), (float)sum};
-        entries[blockIdx.y * stride + blockIdx.x] = e;
+        entries[blockIdx.y * gridDim.x + blockIdx.x] = e;
     }
 }
 
-mq_status best_of_logits(mq_dev *dev, draft_best *entries, int64_t stride, const float *logits, int64_t vocab, int64_t id0,
-                         mq_err *err)
+mq_status best_of_logits(mq_dev *dev, draft_best *entries, const float *logits, int64_t vocab, int64_t id0, mq_err *err)
 {
     dim3 grid((unsigned)draft_entries(vocab), ROWS);
-    return launch_dependent(dev, err, "draft best", draft_best_kernel, grid, THREADS, 0, entries, stride, logits, vocab,
-                            id0);
+    return launch_dependent(dev, err, "draft best", draft_best_kernel, grid, THREADS, 0, entries, logits, vocab, id0);
 }
 
 /* A warp a row; ids ascend from entry to entry, so the first of equals has the lowest. */

@@ -9,8 +9,6 @@
 namespace mq_cuda {
 namespace decode {
 
-enum { MOST_HEADS = 64 }; /* slices of a rank's head */
-
 /* ---- what is computed ---- */
 
 static mq_status check_layer(const mq_draft_step_layer *layer, const mq_draft_step_layer *first, mq_err *err)
@@ -34,9 +32,6 @@ static mq_status check_shared(const mq_draft_step_model *c, mq_err *err)
         return mq_fail(err, MQ_E_UNSUPPORTED, "%d of %d ranks on a device and no exchange with others", c->n_local, c->n_ranks);
     if (c->n_local != c->n_ranks && s != MQ_SCHEME_BF16 && s != MQ_SCHEME_F16 && s != MQ_SCHEME_F32)
         return mq_fail(err, MQ_E_UNSUPPORTED, "fc in %s, ranks cut bf16, f16 and f32", mq_scheme_name(s));
-    if (c->ranks[0].n_heads > MOST_HEADS)
-        return mq_fail(err, MQ_E_UNSUPPORTED, "a head in %d slices, the draft step computes up to %d", c->ranks[0].n_heads,
-                       (int)MOST_HEADS);
     if (c->vocab >= 1 << 24)
         return mq_fail(err, MQ_E_UNSUPPORTED, "a vocabulary of %d, the draft step computes less than 2^24", c->vocab);
     if (c->model->hidden % 4)
@@ -55,11 +50,9 @@ static mq_status check_model(const mq_draft_step *d, mq_err *err)
             if (st != MQ_OK)
                 return mq_wrap(err, st, "layer %d", l);
         }
-        for (int i = 0; i < c->ranks[r].n_heads; i++)
-            MQ_TRY(mq_wrap(err, check_linear(&c->ranks[r].head[i], err), "head"));
-        if (c->ranks[r].head->rows * c->ranks[r].n_heads * c->n_ranks != c->vocab)
-            return mq_fail(err, MQ_E_UNSUPPORTED, "head: %lld rows of a rank of %d, expected %d in all",
-                           (long long)(c->ranks[r].head->rows * c->ranks[r].n_heads), c->n_ranks, c->vocab);
+        mq_status st = check_linear(&c->ranks[r].head, err);
+        if (st != MQ_OK)
+            return mq_wrap(err, st, "head");
     }
     return MQ_OK;
 }
@@ -120,7 +113,7 @@ static int64_t lay_out(mq_draft_step *d, uint8_t *base, const draft_heads *h, co
     take(base, &used, &d->value, pairs * h->v_dim);
     take(base, &used, &d->state, pairs * 2);
     take(base, &used, &d->logits, ROWS * (int64_t)(vocab / n_ranks));
-    take(base, &used, &d->entries, ROWS * (draft_entries(vocab / n_ranks) + MOST_HEADS));
+    take(base, &used, &d->entries, ROWS * draft_entries(vocab / n_ranks));
     take(base, &used, &d->rings, n_rings);
     return used;
 }
