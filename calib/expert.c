@@ -19,6 +19,7 @@ mq_calib_recipe mq_calib_recipe_default(mq_calib_method method, int group)
     return (mq_calib_recipe){
         .method = method,
         .group = group,
+        .precision = MQ_PRECISION_F32,
         .weight_power = 1,
         .weighted_search = true,
         .act_order = true,

@@ -25,6 +25,7 @@ typedef enum mq_calib_method { MQ_CALIB_IMATRIX, MQ_CALIB_GPTQ } mq_calib_method
 typedef struct mq_calib_recipe {
     mq_calib_method method;
     int group;            /* 32, 64, 128 */
+    mq_precision precision; /* of matrix products, mq_kernels.set_precision: whoever opens devices sets it there */
     int weight_power;     /* a token counts with coefficient^power: 0, 1, 2 */
     bool weighted_search; /* the scale search weighs columns by the moment's diagonal; false: all alike */
     bool act_order;       /* columns by falling diagonal of the moment */

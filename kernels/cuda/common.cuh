@@ -19,7 +19,9 @@ namespace mq_cuda {
 struct blas;
 
 /* Buffers that grow on demand and are kept until the device closes. */
-enum workspace_slot { WS_WEIGHTS, WS_STATS, WS_MOMENT, WS_ROWS, WS_SUMS, WS_SMALL, WS_HALF, WS_GROUPS, WS_KEYS, WS_COUNT };
+enum workspace_slot {
+    WS_WEIGHTS, WS_STATS, WS_MOMENT, WS_ROWS, WS_SUMS, WS_SMALL, WS_HALF, WS_GROUPS, WS_KEYS, WS_PARTS, WS_COUNT
+};
 } // namespace mq_cuda
 
 struct mq_dev {

@@ -1,4 +1,4 @@
-/* Second moments: weighted sums of x x^T and x y^T by cuBLAS, their diagonal, and both triangles of one.
+/* Second moments: weighted sums of x x^T and x y^T by cuBLAS, and their diagonal.
  *
  * Weights enter gram as their square roots times x, cross as factors of x, as on the CPU. */
 #include "kernels/cuda/blas.cuh"
@@ -7,7 +7,7 @@
 
 namespace mq_cuda {
 
-enum { THREADS = 256, EDGE = 32, PANEL = 1024 };
+enum { THREADS = 256, PANEL = 1024 };
 
 static __global__ void diag_kernel(float *out, const float *g, int64_t n)
 {
@@ -113,35 +113,6 @@ mq_status cross(mq_dev *dev, float *c, const float *x, const float *y, const flo
         return cross_bf16(dev, c, x, y, weight, n, cols, y_cols, err);
     MQ_TRY(weigh(dev, &x, weight, false, n, cols, err));
     return gemm(dev, "cross", true, false, cols, y_cols, n, 1.0f, x, cols, y, y_cols, 1.0f, c, y_cols, err);
-}
-
-/* Tile (y, x) of the lower triangle to both places, through shared memory so that both are written along rows. */
-static __global__ void mirror_kernel(float *full, const float *g, int64_t n)
-{
-    MQ_SHARED(tile, float[EDGE][EDGE + 1]);
-    int64_t r0 = (int64_t)blockIdx.y * EDGE, c0 = (int64_t)blockIdx.x * EDGE;
-    if (blockIdx.x > blockIdx.y)
-        return;
-    int c = (int)(threadIdx.x % EDGE);
-    for (int r = (int)(threadIdx.x / EDGE); r < EDGE; r += THREADS / EDGE)
-        if (r0 + r < n && c0 + c <= r0 + r) {
-            float v = g[(r0 + r) * n + c0 + c];
-            full[(r0 + r) * n + c0 + c] = v;
-            tile[c][r] = v;
-        }
-    __syncthreads();
-    for (int r = (int)(threadIdx.x / EDGE); r < EDGE; r += THREADS / EDGE)
-        if (r0 + c < n && c0 + r < r0 + c)
-            full[(c0 + r) * n + r0 + c] = tile[r][c];
-}
-
-mq_status mirror(mq_dev *dev, const float **full, const float *g, int64_t n, mq_err *err)
-{
-    void *room;
-    MQ_TRY(workspace(dev, WS_MOMENT, n * n * (int64_t)sizeof *g, &room, err));
-    *full = (const float *)room;
-    unsigned tiles = n_blocks(n, EDGE, GRID_Y_LIMIT);
-    return launch(dev, err, "mirror", mirror_kernel, dim3(tiles, tiles), THREADS, 0, (float *)room, g, n);
 }
 
 } // namespace mq_cuda

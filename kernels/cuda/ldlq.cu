@@ -2,13 +2,14 @@
  *
  * Rows stand in processing order of the columns.  Columns are halved recursively: once the first half is done, one cuBLAS
  * product feeds its errors into the second half; up to LEAF columns are done one after the other by a warp a row, lane l
- * holding columns l and l + 32.  Rows do not see each other. */
+ * holding columns l and l + 32.  Rows do not see each other.  In BF16 products over many columns are those of high and low parts
+ * (moment.cu). */
 #include "kernels/cuda/blas.cuh"
 #include "kernels/cuda/moments.cuh"
 
 namespace mq_cuda {
 
-enum { THREADS = 256, LEAF = 64, WARPS = 4 };
+enum { THREADS = 256, LEAF = 64, WARPS = 4, MANY = 128 };
 
 /* A chunk of rows. */
 struct ldlq_job {
@@ -18,6 +19,8 @@ struct ldlq_job {
     const int32_t *perm;
     float *w, *sum; /* [rows, cols], processing order: weights, then D; what earlier columns feed into each */
     double *loss;   /* [rows] */
+    uint16_t *high, *low; /* [rows, cols] parts of D; NULL in F32 */
+    parts factor;         /* of a */
     int64_t rows, cols;
     int group;
 };
@@ -74,6 +77,11 @@ static __global__ void ldlq_leaf_kernel(ldlq_job job, int64_t lo, int size)
                     float miss = t[h] - back;
                     job.codes[row * job.cols + col[h]] = (uint8_t)((int)q + 8);
                     job.w[row * job.cols + lo + k] = e;
+                    if (job.high) {
+                        uint16_t high = mq_f32_to_bf16(e);
+                        job.high[row * job.cols + lo + k] = high;
+                        job.low[row * job.cols + lo + k] = mq_f32_to_bf16(e - mq_bf16_to_f32(high));
+                    }
                     loss += (double)job.d[lo + k] * ((double)miss * (double)miss);
                 }
                 /* a is zero for columns that are done */
@@ -86,16 +94,43 @@ static __global__ void ldlq_leaf_kernel(ldlq_job job, int64_t lo, int size)
     }
 }
 
+/* What columns lo .. mid - 1 feed into mid .. hi - 1. */
+static mq_status feed(mq_dev *dev, const ldlq_job *job, int64_t lo, int64_t mid, int64_t hi, mq_err *err)
+{
+    int64_t cols = job->cols;
+    if (!job->high || mid - lo < MANY)
+        return gemm(dev, "ldlq", false, false, job->rows, hi - mid, mid - lo, 1.0f, job->w + lo, cols,
+                    job->a + lo * cols + mid, cols, 1.0f, job->sum + mid, cols, err);
+    parts d = {job->high + lo, job->low + lo, cols};
+    parts a = {job->factor.high + lo * cols + mid, job->factor.low + lo * cols + mid, cols};
+    return gemm_parts(dev, "ldlq", job->rows, hi - mid, mid - lo, d, a, 1.0f, job->sum + mid, cols, err);
+}
+
 static mq_status do_range(mq_dev *dev, const ldlq_job *job, int64_t lo, int64_t hi, mq_err *err)
 {
     if (hi - lo <= LEAF)
         return launch(dev, err, "ldlq", ldlq_leaf_kernel, n_blocks(job->rows, WARPS), WARPS * WARP, 0, *job, lo,
                       (int)(hi - lo));
-    int64_t mid = lo + ((hi - lo) / 2 + LEAF - 1) / LEAF * LEAF, cols = job->cols;
+    int64_t mid = lo + ((hi - lo) / 2 + LEAF - 1) / LEAF * LEAF;
     MQ_TRY(do_range(dev, job, lo, mid, err));
-    MQ_TRY(gemm(dev, "ldlq", false, false, job->rows, hi - mid, mid - lo, 1.0f, job->w + lo, cols,
-                job->a + lo * cols + mid, cols, 1.0f, job->sum + mid, cols, err));
+    MQ_TRY(feed(dev, job, lo, mid, hi, err));
     return do_range(dev, job, mid, hi, err);
+}
+
+/* Room for the parts of D for rows, and a in parts: in BF16, where there are products over many columns. */
+static mq_status open_parts(mq_dev *dev, ldlq_job *job, int64_t rows, mq_err *err)
+{
+    void *room, *both;
+    int64_t cols = job->cols;
+    if (dev->precision != MQ_PRECISION_BF16 || cols < 2 * MANY)
+        return MQ_OK;
+    MQ_TRY(workspace(dev, WS_HALF, 2 * rows * cols * (int64_t)sizeof(uint16_t), &room, err));
+    MQ_TRY(workspace(dev, WS_PARTS, 2 * cols * cols * (int64_t)sizeof(uint16_t), &both, err));
+    uint16_t *high = (uint16_t *)both, *low = high + cols * cols;
+    job->high = (uint16_t *)room;
+    job->low = job->high + rows * cols;
+    job->factor = {high, low, cols};
+    return split(dev, "ldlq", high, low, job->a, cols * cols, err);
 }
 
 mq_status ldlq(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const float *scale, const float *a,
@@ -108,9 +143,19 @@ mq_status ldlq(mq_dev *dev, uint8_t *codes, float *loss, const float *w, const f
     MQ_TRY(workspace(dev, WS_ROWS, chunk * cols * (int64_t)sizeof *w, &room, err));
     MQ_TRY(workspace(dev, WS_SUMS, chunk * cols * (int64_t)sizeof *w, &sums, err));
     MQ_TRY(workspace(dev, WS_SMALL, chunk * (int64_t)sizeof(double), &small, err));
+    ldlq_job job = {};
+    job.a = a;
+    job.d = d;
+    job.perm = perm;
+    job.w = (float *)room;
+    job.sum = (float *)sums;
+    job.loss = (double *)small;
+    job.cols = cols;
+    job.group = group;
+    MQ_TRY(open_parts(dev, &job, chunk, err));
     for (int64_t r0 = 0; r0 < rows; r0 += chunk) {
-        ldlq_job job = {codes + r0 * cols, scale + r0 * (cols / group), a, d,    perm, (float *)room,
-                        (float *)sums,     (double *)small,             0, cols, group};
+        job.codes = codes + r0 * cols;
+        job.scale = scale + r0 * (cols / group);
         job.rows = rows - r0 < chunk ? rows - r0 : chunk;
         MQ_TRY(launch(dev, err, "ldlq", ldlq_load_kernel,
                       dim3(n_blocks(cols, THREADS), n_blocks(job.rows, 1, GRID_Y_LIMIT)), THREADS, 0, job, w + r0 * cols));

@@ -1,7 +1,6 @@
 /* What rounding costs under a second moment, D g D^T of each row, and the choice between two roundings by it.
  *
- * D g is one cuBLAS product with both triangles of g per chunk of rows; its product with D is summed in double. */
-#include "kernels/cuda/blas.cuh"
+ * D g is a product with both triangles of g per chunk of rows (moment.cu); its product with D is summed in double. */
 #include "kernels/cuda/moments.cuh"
 
 namespace mq_cuda {
@@ -14,7 +13,7 @@ static __global__ void residual_kernel(float *out, const float *w, const uint8_t
     for (int64_t i = blockIdx.y; i < n; i += gridDim.y)
         for (int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; c < cols; c += (int64_t)gridDim.x * blockDim.x) {
             float q = (float)((int)codes[i * cols + c] - 8);
-            out[i * cols + c] = w ? w[i * cols + c] - q * scale[i * (cols / group) + c / group] : q;
+            out[i * cols + c] = w[i * cols + c] - q * scale[i * (cols / group) + c / group];
         }
 }
 
@@ -25,28 +24,24 @@ mq_status residual(mq_dev *dev, float *out, const float *w, const uint8_t *codes
     return launch(dev, err, "residual", residual_kernel, grid, THREADS, 0, out, w, codes, scale, n, cols, group);
 }
 
-/* A warp a sum. */
-static __global__ void row_dots_kernel(double *out, int64_t out_stride, const float *a, const float *b, int64_t n,
-                                       int64_t cols, int64_t n_groups, int64_t group)
+/* A warp a row. */
+static __global__ void row_dots_kernel(double *out, const float *a, const float *b, int64_t n, int64_t cols)
 {
     int lane = (int)(threadIdx.x % WARP);
     int64_t warps = (int64_t)gridDim.x * (THREADS / WARP);
-    for (int64_t at = (int64_t)blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP; at < n * n_groups; at += warps) {
-        int64_t i = at / n_groups, k = at % n_groups, from = i * cols + k * group;
+    for (int64_t i = (int64_t)blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP; i < n; i += warps) {
         double sum = 0.0;
-        for (int64_t c = lane; c < group; c += WARP)
-            sum = fma((double)a[from + c], (double)b[from + c], sum);
+        for (int64_t c = lane; c < cols; c += WARP)
+            sum = fma((double)a[i * cols + c], (double)b[i * cols + c], sum);
         sum = warp_sum(sum);
         if (lane == 0)
-            out[i * out_stride + k] = sum;
+            out[i] = sum;
     }
 }
 
-mq_status row_dots(mq_dev *dev, double *out, int64_t out_stride, const float *a, const float *b, int64_t n, int64_t cols,
-                   int64_t n_groups, int64_t group, mq_err *err)
+mq_status row_dots(mq_dev *dev, double *out, const float *a, const float *b, int64_t n, int64_t cols, mq_err *err)
 {
-    return launch(dev, err, "row_dots", row_dots_kernel, n_blocks(n * n_groups, THREADS / WARP), THREADS, 0, out,
-                  out_stride, a, b, n, cols, n_groups, group);
+    return launch(dev, err, "row_dots", row_dots_kernel, n_blocks(n, THREADS / WARP), THREADS, 0, out, a, b, n, cols);
 }
 
 static __global__ void narrow_kernel(float *out, const double *in, int64_t n)
@@ -61,11 +56,11 @@ mq_status narrow(mq_dev *dev, float *out, const double *in, int64_t n, mq_err *e
 }
 
 /* out [n] = x g x^T of n rows; sum [n, cols] and dots [n] are scratch. */
-static mq_status quadratic(mq_dev *dev, float *out, const float *x, const float *full, float *sum, double *dots, int64_t n,
-                           int64_t cols, mq_err *err)
+static mq_status quadratic(mq_dev *dev, float *out, const float *x, const moment *g, float *sum, double *dots, int64_t n,
+                           mq_err *err)
 {
-    MQ_TRY(gemm(dev, "quant_loss", false, false, n, cols, cols, 1.0f, x, cols, full, cols, 0.0f, sum, cols, err));
-    MQ_TRY(row_dots(dev, dots, 1, x, sum, n, cols, 1, cols, err));
+    MQ_TRY(times_moment(dev, "quant_loss", sum, x, g, n, err));
+    MQ_TRY(row_dots(dev, dots, x, sum, n, g->n, err));
     return narrow(dev, out, dots, n, err);
 }
 
@@ -73,11 +68,11 @@ mq_status quant_loss(mq_dev *dev, float *loss, float *norm, const uint8_t *codes
                      const float *g, int64_t rows, int64_t cols, int group, mq_err *err)
 {
     int64_t chunk = rows < ROWS_AT_ONCE ? rows : (int64_t)ROWS_AT_ONCE;
-    const float *full;
+    moment both;
     void *room, *sums, *small;
     if (rows <= 0)
         return MQ_OK;
-    MQ_TRY(mirror(dev, &full, g, cols, err));
+    MQ_TRY(open_moment(dev, &both, g, cols, false, err));
     MQ_TRY(workspace(dev, WS_ROWS, chunk * cols * (int64_t)sizeof *w, &room, err));
     MQ_TRY(workspace(dev, WS_SUMS, chunk * cols * (int64_t)sizeof *w, &sums, err));
     MQ_TRY(workspace(dev, WS_SMALL, chunk * (int64_t)sizeof(double), &small, err));
@@ -86,9 +81,9 @@ mq_status quant_loss(mq_dev *dev, float *loss, float *norm, const uint8_t *codes
         float *e = (float *)room, *sum = (float *)sums;
         double *dots = (double *)small;
         MQ_TRY(residual(dev, e, w + r0 * cols, codes + r0 * cols, scale + r0 * (cols / group), n, cols, group, err));
-        MQ_TRY(quadratic(dev, loss + r0, e, full, sum, dots, n, cols, err));
+        MQ_TRY(quadratic(dev, loss + r0, e, &both, sum, dots, n, err));
         if (norm)
-            MQ_TRY(quadratic(dev, norm + r0, w + r0 * cols, full, sum, dots, n, cols, err));
+            MQ_TRY(quadratic(dev, norm + r0, w + r0 * cols, &both, sum, dots, n, err));
     }
     return MQ_OK;
 }

@@ -457,10 +457,18 @@ cudaError_t cudaHostGetDevicePointer(void **out, void *p, unsigned)
 
 /* ---- copies ---- */
 
+static bool is_on_a_device(const void *p, size_t n_bytes)
+{
+    std::lock_guard<std::mutex> guard(lock);
+    return find_block(p, n_bytes) != NULL;
+}
+
+/* From device to device without access to each other's memory: the driver has its own way. */
 static cudaError_t copy_now(void *dst, const void *src, size_t n_bytes, cudaMemcpyKind kind)
 {
     bool to_device = kind != cudaMemcpyDeviceToHost, from_device = kind != cudaMemcpyHostToDevice;
-    if (n_bytes && (emu_is_device(dst, n_bytes) != to_device || emu_is_device(src, n_bytes) != from_device))
+    bool is_across = to_device && from_device && is_on_a_device(src, n_bytes);
+    if (n_bytes && (emu_is_device(dst, n_bytes) != to_device || (!is_across && emu_is_device(src, n_bytes) != from_device)))
         return cudaErrorInvalidValue;
     emu_memory_use open;
     if (n_bytes)

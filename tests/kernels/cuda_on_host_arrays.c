@@ -2,7 +2,7 @@
  *
  * Linked into their second copies (tests/CMakeLists.txt), where mq_kernels_find is this file's.  Each operation copies
  * its arrays to the device, runs there and copies back what it may have written.  The table behind it is the
- * emulator's, or with MQ_TEST_DEVICE=cuda the real one. */
+ * emulator's, or with MQ_TEST_DEVICE=cuda the real one; with MQ_TEST_PRECISION=bf16 it computes in that. */
 #include "tests/kernels/cuda_on_host_arrays.h"
 
 #include <stdio.h>
@@ -20,6 +20,7 @@ typedef struct array {
 } array;
 
 static const mq_kernels *gpu;
+static mq_precision precision;
 static _Thread_local array arrays[16]; /* tests call from several threads */
 static _Thread_local int n_arrays;
 
@@ -67,7 +68,8 @@ static mq_status dev_open(mq_dev **out, int ordinal, int n_threads, const char *
     *out = NULL;
     if (isa && strcmp(isa, "scalar"))
         return mq_fail(err, MQ_E_DEVICE, "no %s on a GPU", isa);
-    return gpu->dev_open(out, ordinal, n_threads, NULL, err);
+    MQ_TRY(gpu->dev_open(out, ordinal, n_threads, NULL, err));
+    return gpu->set_precision(*out, precision, err);
 }
 
 static mq_status widen(mq_dev *dev, float *out, const mq_matrix *w, int64_t row0, int64_t n_rows, mq_err *err)
@@ -195,7 +197,8 @@ static mq_status pack_units(mq_dev *dev, uint8_t *units, const uint8_t *codes_a,
 const mq_kernels *mq_test_cuda_on_host_arrays(const char *name)
 {
     static mq_kernels t;
-    const char *device = getenv("MQ_TEST_DEVICE"), *order = getenv("MQ_TEST_ORDER");
+    const char *device = getenv("MQ_TEST_DEVICE"), *order = getenv("MQ_TEST_ORDER"), *in = getenv("MQ_TEST_PRECISION");
+    precision = in && !strcmp(in, "bf16") ? MQ_PRECISION_BF16 : MQ_PRECISION_F32;
     bool is_real = device && !strcmp(device, "cuda");
     (void)name;
     mq_emulator_run_backwards(order && !strcmp(order, "backwards"));

@@ -12,8 +12,11 @@ static const struct {
     int64_t rows, cols;
     int group;
 } shapes[] = {{1, 32, 32},   {7, 64, 32},  {16, 64, 64},   {17, 96, 32},  {33, 128, 128},
-              {5, 160, 32},  {40, 192, 64}, {31, 256, 64}, {65, 256, 128}, {300, 96, 32}};
+              {5, 160, 32},  {40, 192, 64}, {31, 256, 64}, {65, 256, 128}, {300, 96, 32}, {1030, 64, 32}};
 enum { N_SHAPES = sizeof shapes / sizeof shapes[0] };
+
+/* In BF16 products are those of parts with 16 bits, and losses are what large terms leave of each other. */
+static double slack = 1.0;
 
 /* Random weights with nearest codes; the moment as doubles of what g holds. */
 typedef struct problem {
@@ -69,11 +72,11 @@ static void check_losses(mq_dev *dev)
         ck_assert(k->quant_loss(dev, p.loss, norm, p.codes, p.w, p.scale, p.g, p.rows, p.cols, p.group, NULL) == MQ_OK);
         for (int64_t r = 0; r < p.rows; r += s < N_SHAPES ? 1 : 97) {
             double want = row_loss(&p, r, e);
-            ck_assert_msg(fabs((double)p.loss[r] - want) <= 2e-5 * want, "row %lld: %g, %g", (long long)r, (double)p.loss[r], want);
+            ck_assert_msg(fabs((double)p.loss[r] - want) <= 2e-5 * slack * want, "row %lld: %g, %g", (long long)r, (double)p.loss[r], want);
             for (int64_t c = 0; c < p.cols; c++)
                 e[c] = (double)p.w[r * p.cols + c];
             want = quadratic_form(e, p.h, p.cols);
-            ck_assert_msg(fabs((double)norm[r] - want) <= 2e-5 * want, "row %lld: %g, %g", (long long)r, (double)norm[r], want);
+            ck_assert_msg(fabs((double)norm[r] - want) <= 2e-5 * slack * want, "row %lld: %g, %g", (long long)r, (double)norm[r], want);
         }
         ck_assert(k->quant_loss(dev, norm, NULL, p.codes, p.w, p.scale, p.g, p.rows, p.cols, p.group, NULL) == MQ_OK);
         ck_assert(!memcmp(norm, p.loss, (size_t)p.rows * sizeof *norm));
@@ -146,7 +149,7 @@ static void check_descent(mq_dev *dev)
         for (int64_t r = 0; r < p.rows; r++) {
             double now = row_loss(&p, r, e);
             ck_assert_msg(now <= before[r] * (1.0 + 1e-6), "row %lld: %g after %g", (long long)r, now, before[r]);
-            ck_assert_msg(fabs((double)p.loss[r] - now) <= 2e-4 * now, "row %lld: %g, %g", (long long)r, (double)p.loss[r], now);
+            ck_assert_msg(fabs((double)p.loss[r] - now) <= 2e-4 * slack * now, "row %lld: %g, %g", (long long)r, (double)p.loss[r], now);
             fell += before[r] - now;
             for (int64_t c = 0; c < n; c++) {
                 double y = 0.0, step = (double)p.scale[(r * n + c) / p.group];
@@ -260,7 +263,7 @@ static void check_refit(mq_dev *dev)
             double now = row_loss(&p, r, e);
             after += now;
             ck_assert_msg(now <= (double)p.loss[r] * (1.0 + 1e-5), "row %lld: %g after %g", (long long)r, now, (double)p.loss[r]);
-            ck_assert_msg(fabs((double)loss[r] - now) <= 2e-4 * now, "row %lld: %g, %g", (long long)r, (double)loss[r], now);
+            ck_assert_msg(fabs((double)loss[r] - now) <= 2e-4 * slack * now, "row %lld: %g, %g", (long long)r, (double)loss[r], now);
         }
         /* BF16 scales, up to a fifth off: all but little of what real ones would win */
         ck_assert_msg(after < before && before - after > 0.6 * (before - best), "%g to %g, best %g", before, after, best);
@@ -378,6 +381,8 @@ END_TEST
 
 int main(void)
 {
+    const char *precision = getenv("MQ_TEST_PRECISION");
+    slack = precision && !strcmp(precision, "bf16") ? 10.0 : 1.0;
     k = mq_kernels_find("cpu");
     Suite *s = suite_create("refine");
     TCase *t = tcase_create("refine");

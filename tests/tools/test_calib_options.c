@@ -98,13 +98,14 @@ START_TEST(recipe_is_checked)
         {"weight=3", "--recipe weight=3: expected a whole number from 0 to 2"},
         {"weight=11", "--recipe weight=11: expected a whole number from 0 to 2"},
         {"weight=", "--recipe weight=: expected a whole number from 0 to 2"},
+        {"precision=tf32", "--recipe precision=tf32: expected f32 or bf16"},
         {"rounds=17", "--recipe rounds=17: expected a whole number from 0 to 16"},
         {"descent=+1", "--recipe descent=+1: expected a whole number from 0 to 64"},
         {"descent=4294967296", "--recipe descent=4294967296: expected"},
         {"damp=-1", "--recipe damp=-1: expected a number from 0 to 1e6"},
         {"kappa=inf", "--recipe kappa=inf: expected a number from 0 to 1e6"},
-        {"Refit=on", "--recipe Refit: expected weight, weighted-search, act-order, refit"},
-        {"group=32", "--recipe group: expected weight"},
+        {"Refit=on", "--recipe Refit: expected precision, weight, weighted-search, act-order, refit"},
+        {"group=32", "--recipe group: expected precision, weight"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         mq_err err = {0};
