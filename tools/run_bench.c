@@ -98,6 +98,9 @@ static mq_status prefill(bench *b, int64_t n, mq_err *err)
 static mq_status measure_prompt(bench *b, mq_bench_prompt *p, mq_err *err)
 {
     double *times = b->times[0]; /* no step has been measured yet */
+    mq_engine_reset(b->engine);
+    if (p == b->out->prompts) /* the first of all also loads what is loaded when it is needed */
+        MQ_TRY(prefill(b, p->n, err));
     for (int64_t i = 0; i < b->o->repeats; i++) {
         mq_engine_reset(b->engine);
         double start = mq_cli_now();

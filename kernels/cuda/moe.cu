@@ -23,11 +23,29 @@ struct grouping {
     int32_t *place; /* [n, topk] position of a choice */
 };
 
+/* Which of the PER_THREAD choices from i on are this expert's: bit k for choice i + k, a multiple of PER_THREAD. */
+enum { PER_THREAD = 8 };
+static __device__ __forceinline__ unsigned choices_of(const int32_t *ids, int64_t i, int64_t picks, int expert)
+{
+    unsigned mine = 0;
+    if (i + PER_THREAD <= picks && (uintptr_t)ids % sizeof(uint4) == 0) {
+        uint4 a = *(const uint4 *)(ids + i), b = *(const uint4 *)(ids + i + 4);
+        unsigned e = (unsigned)expert;
+        mine = (unsigned)(a.x == e) | (unsigned)(a.y == e) << 1 | (unsigned)(a.z == e) << 2 |
+               (unsigned)(a.w == e) << 3 | (unsigned)(b.x == e) << 4 | (unsigned)(b.y == e) << 5 |
+               (unsigned)(b.z == e) << 6 | (unsigned)(b.w == e) << 7;
+    } else {
+        for (int k = 0; k < PER_THREAD && i + k < picks; k++)
+            mine |= (unsigned)(ids[i + k] == expert) << k;
+    }
+    return mine;
+}
+
 static __global__ void count_kernel(grouping to, const int32_t *ids, int64_t picks)
 {
     int count = 0, expert = (int)blockIdx.x;
-    for (int64_t i = threadIdx.x; i < picks; i += blockDim.x)
-        count += ids[i] == expert;
+    for (int64_t i = (int64_t)threadIdx.x * PER_THREAD; i < picks; i += (int64_t)blockDim.x * PER_THREAD)
+        count += __popc(choices_of(ids, i, picks, expert));
     count = block_sum(count);
     if (threadIdx.x == 0)
         to.count[expert] = count;
@@ -57,22 +75,27 @@ static __global__ void place_kernel(grouping to, const int32_t *ids, int64_t pic
     }
     if (expert == (int)gridDim.x - 1 && threadIdx.x == 0)
         *to.n_spans = span + n_spans;
-    for (int64_t i0 = 0; i0 < picks; i0 += blockDim.x) {
-        int64_t i = i0 + threadIdx.x;
-        bool mine = i < picks && ids[i] == expert;
-        unsigned lanes = __ballot_sync(ALL_LANES, mine);
-        if (lane == 0)
-            in_warp[warp] = __popc(lanes);
+    for (int64_t i0 = 0; i0 < picks; i0 += (int64_t)blockDim.x * PER_THREAD) {
+        int64_t i = i0 + (int64_t)threadIdx.x * PER_THREAD;
+        unsigned mine = i < picks ? choices_of(ids, i, picks, expert) : 0;
+        int own = __popc(mine), upto = own, all = 0; /* upto: with the lanes before */
+        for (int step = 1; step < WARP; step *= 2) {
+            int other = __shfl_up_sync(ALL_LANES, upto, (unsigned)step);
+            upto += lane >= step ? other : 0;
+        }
+        if (lane == WARP - 1)
+            in_warp[warp] = upto;
         __syncthreads();
-        int before = __popc(lanes & ((1u << lane) - 1u)), all = 0;
+        int at = first + upto - own;
         for (int w = 0; w < THREADS / WARP; w++) {
-            before += w < warp ? in_warp[w] : 0;
+            at += w < warp ? in_warp[w] : 0;
             all += in_warp[w];
         }
-        if (mine) {
-            to.row[first + before] = (int32_t)(i / topk);
-            to.place[i] = first + before;
-        }
+        for (int k = 0; k < PER_THREAD; k++)
+            if (mine >> k & 1u) {
+                to.row[at] = (int32_t)((i + k) / topk);
+                to.place[i + k] = at++;
+            }
         first += all;
         __syncthreads(); /* in_warp is written again */
     }
