@@ -402,6 +402,11 @@ mq_status mq_engine_step(mq_engine *e, const int32_t *ids, int n, mq_err *err)
     return feed(e, true, ids, n, n, err);
 }
 
+mq_status mq_engine_wait(mq_engine *e, mq_err *err)
+{
+    return e->kernels->dev_sync(e->dev, err);
+}
+
 mq_status mq_engine_logits(mq_engine *e, float *logits, mq_err *err)
 {
     int64_t bytes = (int64_t)sizeof *logits * e->n_logits * mq_engine_model(e)->vocab;

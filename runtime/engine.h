@@ -82,8 +82,9 @@ int64_t mq_engine_length(const mq_engine *e);
  * context. */
 mq_status mq_engine_prefill(mq_engine *e, const int32_t *ids, int64_t n, mq_err *err);
 /* Feed 1 to 8 ids through the decode step (fixed order); afterwards mq_engine_logits and
- * mq_engine_sample know all n rows. */
+ * mq_engine_sample know all n rows.  On one device it may return before the device is done: mq_engine_wait, or they, wait. */
 mq_status mq_engine_step(mq_engine *e, const int32_t *ids, int n, mq_err *err);
+mq_status mq_engine_wait(mq_engine *e, mq_err *err); /* MQ_E_DEVICE */
 /* Go back to length positions (rows of the last step that were rejected).  With a drafter: not
  * behind what a proposal has built on. */
 void mq_engine_rollback(mq_engine *e, int64_t length);

@@ -187,8 +187,10 @@ mq_status mq_lane_head(mq_lane *l, int64_t n, mq_err *err)
     const float *x = l->x + (l->n_fed - n) * mq_store_model(l->store)->hidden;
     if (!l->was_step) /* otherwise the step has computed them, of all its rows */
         MQ_TRY(mq_forward_head(l->forward, MQ_FORWARD_STEP, l->logits, x, n, err));
+    if (l->was_step && !l->exchange)
+        return MQ_OK; /* sampling is queued behind it */
     MQ_TRY(l->kernels->dev_sync(l->dev, err));
-    return l->was_step && l->exchange ? l->kernels->exchange->check(l->exchange, err) : MQ_OK;
+    return l->was_step ? l->kernels->exchange->check(l->exchange, err) : MQ_OK;
 }
 
 mq_status mq_lane_take_logits(mq_lane *l, const mq_lane *from, int64_t n, mq_err *err)

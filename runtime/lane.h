@@ -57,7 +57,8 @@ int64_t mq_lane_workspace_bytes(const mq_kernels *kernels, const mq_store *store
 /* Put ids [n] (host, valid; n up to rows, up to MQ_LANE_STEP_ROWS for a step) behind the sequence; captures[i] [n, hidden]
  * (dev's memory, may be NULL without taps) = the residual stream after tap_layers[i].  is_step: fixed order. */
 mq_status mq_lane_feed(mq_lane *l, bool is_step, const int32_t *ids, int64_t n, float *const *captures, mq_err *err);
-/* Logits of the last n rows (at most MQ_LANE_STEP_ROWS) of the last feed, to mq_lane_logits; then the device is done.  After
+/* Logits of the last n rows (at most MQ_LANE_STEP_ROWS) of the last feed, to mq_lane_logits.  Then the device is done, but for
+ * a step of the only lane, which is queued.  After
  * a step of n rows a lane has the columns of its own ranks, and mq_lane_take_logits brings those of another. */
 mq_status mq_lane_head(mq_lane *l, int64_t n, mq_err *err);
 /* Queue: the columns of from's ranks, from's device being done. */

@@ -23,6 +23,7 @@ struct mq_speculate {
     mq_speculate_figures figures;
     int64_t *experts;   /* [MQ_SPECULATE_ROWS, n_layers] behind figures.experts */
     int32_t *distinct;  /* [n_layers] experts of the last step */
+    bool counts_experts;
     double synthetic_p; /* chance of a drawn guess; below 0: not drawn */
     uint64_t random;
     double (*now)(void);
@@ -85,6 +86,7 @@ static mq_status time_rows(mq_speculate *s, double *best_s, const int32_t *ids, 
     for (int i = 0; i < REPEATS && (i == 0 || s->now() < deadline); i++) {
         double start = s->now();
         MQ_TRY(mq_engine_step(s->engine, ids, rows, err));
+        MQ_TRY(mq_engine_wait(s->engine, err));
         *best_s = fmin(*best_s, s->now() - start);
         mq_engine_rollback(s->engine, WARM_PROMPT);
     }
@@ -100,6 +102,7 @@ static mq_status time_draft(mq_speculate *s, double *best_s, const int32_t *ids,
     *best_s = HUGE_VAL;
     for (int i = 0; i < REPEATS && (i == 0 || s->now() < deadline); i++) {
         MQ_TRY(mq_engine_step(s->engine, ids, 2, err));
+        MQ_TRY(mq_engine_wait(s->engine, err));
         double start = s->now();
         MQ_TRY(propose(s, tokens, confidence, ids[2], n, err));
         *best_s = fmin(*best_s, s->now() - start);
@@ -186,6 +189,7 @@ static mq_status set_up(mq_speculate *s, const mq_speculate_options *o, mq_err *
     if (!s->experts || !s->distinct)
         return mq_fail(err, MQ_E_NOMEM, "speculation: out of memory");
     mq_speculate_clear_figures(s);
+    s->counts_experts = !o->no_experts;
     s->synthetic_p = o->synthetic != 0.0 ? chance_of(o->synthetic, s->most) : -1.0;
     s->random = o->synthetic_seed;
     mq_width_init(&s->width, s->most, s->most == 0 ? 1 : o->width);
@@ -295,8 +299,9 @@ static mq_status choose_tokens(mq_speculate *s, const block *b, int32_t *tokens,
 static mq_status count(mq_speculate *s, const block *b, int n, int n_accepted, mq_err *err)
 {
     mq_speculate_figures *f = &s->figures;
-    int n_layers = mq_engine_model(s->engine)->n_layers;
-    MQ_TRY(mq_engine_distinct_experts(s->engine, s->distinct, err));
+    int n_layers = s->counts_experts ? mq_engine_model(s->engine)->n_layers : 0;
+    if (s->counts_experts)
+        MQ_TRY(mq_engine_distinct_experts(s->engine, s->distinct, err));
     f->n_steps++;
     f->n_tokens += n;
     f->steps[b->rows - 1]++;
@@ -305,7 +310,7 @@ static mq_status count(mq_speculate *s, const block *b, int n, int n_accepted, m
         f->accepted[i] += i < n_accepted;
     }
     for (int l = 0; l < n_layers; l++)
-        s->experts[(b->rows - 1) * n_layers + l] += s->distinct[l];
+        s->experts[(int64_t)(b->rows - 1) * n_layers + l] += s->distinct[l];
     return MQ_OK;
 }
 

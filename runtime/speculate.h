@@ -42,6 +42,7 @@ typedef struct mq_speculate_options {
      * sees.  The drafter and the target still do all their work, but the text means nothing. */
     double synthetic;
     uint64_t synthetic_seed;
+    bool no_experts; /* leave figures.experts at 0: asking a device for them is one more wait a step */
     double (*now)(void); /* seconds, for costs and figures; NULL: the monotonic clock */
 } mq_speculate_options;
 

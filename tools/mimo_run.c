@@ -188,6 +188,7 @@ static mq_status open_engine(run_state *r, const char *dir, mq_err *err)
     mq_progress_free(r->load_progress);
     r->load_progress = NULL;
     const mq_speculate_options so = {.width = r->o->width,
+                                     .no_experts = !r->o->bench && !r->cli->json_path,
                                      .synthetic = r->o->synthetic_acceptance_given ? r->o->synthetic_acceptance : 0.0,
                                      .synthetic_seed = (uint64_t)r->o->seed};
     return st == MQ_OK ? mq_speculate_create(&r->speculate, r->engine, &so, err) : st;

@@ -150,6 +150,7 @@ static mq_status step(bench *b, int i, double *seconds, mq_err *err)
     MQ_TRY(mq_cli_check_stop(err));
     double start = mq_cli_now();
     MQ_TRY(mq_engine_step(b->engine, ids, width, err));
+    MQ_TRY(mq_engine_wait(b->engine, err));
     if (seconds) {
         *seconds = mq_cli_now() - start;
         MQ_TRY(mq_engine_distinct_experts(b->engine, b->distinct, err));

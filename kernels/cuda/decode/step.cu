@@ -1,8 +1,8 @@
 /* The decode step on a device: what it needs is checked and allocated once, its kernels are captured into a graph once;
  * a step then writes its ids and position and launches the graph.
  *
- * The input is copied by the stream itself, in front of the graph, from a buffer that the next step may only overwrite
- * when the copy is done: steps are queued one behind the other, the host waits for nothing but that copy. */
+ * The input is written by a kernel in front of the graph, of which it is a parameter: the host waits for nothing, steps are
+ * queued one behind the other. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -207,14 +207,12 @@ static void step_free(mq_decode *d)
     if (d->graph)
         (void)cudaGraphExecDestroy(d->graph);
     (void)cudaFree(d->block);
-    (void)cudaFreeHost(d->host_in);
     free(d);
 }
 
 static mq_status prepare(mq_decode *d, mq_err *err)
 {
     MQ_TRY(check(d->dev, cudaSetDevice(d->dev->ordinal), "decode step", err));
-    MQ_TRY(check(d->dev, cudaMallocHost((void **)&d->host_in, sizeof *d->host_in), "decode step", err));
     MQ_TRY(allocate_block(d, err));
     MQ_TRY(upload_tables(d, err));
     return d->model.plain ? MQ_OK : capture_graph(d, err);
@@ -238,17 +236,20 @@ static mq_status step_create(mq_decode **out, mq_dev *dev, const mq_decode_model
     return MQ_OK;
 }
 
+static __global__ void set_input_kernel(mq_decode_input *to, mq_decode_input value)
+{
+    if (threadIdx.x == 0)
+        *to = value;
+}
+
 static mq_status step(mq_decode *d, const int32_t *ids, int n, int64_t pos0, mq_err *err)
 {
     mq_dev *dev = d->dev;
-    MQ_TRY(check(dev, cudaSetDevice(dev->ordinal), "decode step", err));
-    MQ_TRY(check(dev, cudaStreamSynchronize(dev->stream), "decode step", err)); /* host_in has been read */
-    memset(d->host_in, 0, sizeof *d->host_in);
-    d->host_in->pos0 = pos0;
-    d->host_in->n = n;
-    memcpy(d->host_in->ids, ids, (size_t)n * sizeof *ids);
-    MQ_TRY(check(dev, cudaMemcpyAsync(d->in, d->host_in, sizeof *d->in, cudaMemcpyHostToDevice, dev->stream), "decode step",
-                 err));
+    mq_decode_input in = {};
+    in.pos0 = pos0;
+    in.n = n;
+    memcpy(in.ids, ids, (size_t)n * sizeof *ids);
+    MQ_TRY(launch(dev, err, "decode step", set_input_kernel, dim3(1), 32, 0, d->in, in));
     if (!d->graph)
         return queue_step(d, err);
     return check(dev, cudaGraphLaunch(d->graph, dev->stream), "decode step", err);

@@ -29,8 +29,7 @@ struct mq_decode {
     float *captures;        /* [n_captures, R, hidden] */
     const uint8_t **tables; /* [n_layers, n_local, 2, n_experts] addresses of gate_up, then of down */
 
-    mq_decode_input *host_in; /* what the next launch reads */
-    cudaGraphExec_t graph;    /* NULL with model.plain */
+    cudaGraphExec_t graph; /* NULL with model.plain */
 };
 
 namespace mq_cuda {
