@@ -29,6 +29,7 @@ struct mq_dev {
     char name[320], arch[32];
     int n_processors;     /* multiprocessors */
     bool can_start_early; /* programmatic dependent launch */
+    bool has_clusters;    /* of blocks: ptx.cuh */
     mq_precision precision;
     cudaStream_t stream;
     mq_cuda::blas *blas; /* NULL until first used */
@@ -48,23 +49,28 @@ mq_status workspace(mq_dev *dev, workspace_slot slot, int64_t n_bytes, void **ou
 mq_status download(mq_dev *dev, void *dst_host, const void *src, int64_t n_bytes, mq_err *err);
 
 /* Launch on dev's stream; an empty grid is done at once.  early: the kernel may start while the last one before it ends
- * (programmatic dependent launch, compute capability 9.0; otherwise a plain launch). */
+ * (programmatic dependent launch, compute capability 9.0; otherwise a plain launch).  cluster: of blocks, 1 for none. */
 template <class... P, class... A>
-mq_status launch_when(mq_dev *dev, mq_err *err, const char *what, bool early, void (*kernel)(P...), dim3 grid,
+mq_status launch_when(mq_dev *dev, mq_err *err, const char *what, bool early, unsigned cluster, void (*kernel)(P...), dim3 grid,
                       unsigned threads, size_t shared_bytes, A &&...args)
 {
     if (grid.x == 0 || grid.y == 0)
         return MQ_OK;
     cudaLaunchConfig_t c = {};
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2] = {};
     c.gridDim = grid;
     c.blockDim = dim3(threads);
     c.dynamicSmemBytes = shared_bytes;
     c.stream = dev->stream;
-    c.attrs = &attribute;
-    c.numAttrs = early && dev->can_start_early ? 1 : 0;
+    c.attrs = attributes;
+    if (early && dev->can_start_early) {
+        attributes[c.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[c.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+        attributes[c.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[c.numAttrs++].val.clusterDim = {cluster, 1, 1};
+    }
     cudaError_t e = cudaSetDevice(dev->ordinal);
     if (e == cudaSuccess && shared_bytes > 48 << 10)
         e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
@@ -77,7 +83,7 @@ template <class... P, class... A>
 mq_status launch(mq_dev *dev, mq_err *err, const char *what, void (*kernel)(P...), dim3 grid, unsigned threads,
                  size_t shared_bytes, A &&...args)
 {
-    return launch_when(dev, err, what, false, kernel, grid, threads, shared_bytes, std::forward<A>(args)...);
+    return launch_when(dev, err, what, false, 1, kernel, grid, threads, shared_bytes, std::forward<A>(args)...);
 }
 
 /* For kernels that call wait_for_previous() before they touch what work queued before them wrote or reads. */
@@ -85,7 +91,15 @@ template <class... P, class... A>
 mq_status launch_dependent(mq_dev *dev, mq_err *err, const char *what, void (*kernel)(P...), dim3 grid, unsigned threads,
                            size_t shared_bytes, A &&...args)
 {
-    return launch_when(dev, err, what, true, kernel, grid, threads, shared_bytes, std::forward<A>(args)...);
+    return launch_when(dev, err, what, true, 1, kernel, grid, threads, shared_bytes, std::forward<A>(args)...);
+}
+
+/* The same, the blocks of a row of the grid (at most 8) being a cluster; for devices that has_clusters. */
+template <class... P, class... A>
+mq_status launch_cluster(mq_dev *dev, mq_err *err, const char *what, void (*kernel)(P...), dim3 grid, unsigned threads,
+                         size_t shared_bytes, A &&...args)
+{
+    return launch_when(dev, err, what, true, grid.x, kernel, grid, threads, shared_bytes, std::forward<A>(args)...);
 }
 
 /* Blocks for count items, per of them a block; kernels stride over what is beyond the limit. */

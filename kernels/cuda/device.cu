@@ -46,6 +46,7 @@ static mq_status open_stream(mq_dev *dev, mq_err *err)
              prop.multiProcessorCount);
     dev->n_processors = prop.multiProcessorCount;
     dev->can_start_early = prop.major >= 9;
+    dev->has_clusters = CLUSTERS_RUN && prop.major >= 9;
     snprintf(dev->arch, sizeof dev->arch, "sm_%d%d", prop.major, prop.minor);
     MQ_TRY(check(dev, cudaSetDevice(dev->ordinal), "open", err));
     return check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "stream", err);

@@ -88,6 +88,14 @@ static __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, ui
     return d;
 }
 
+/* PTX manual, rcp.approx.ftz: 1 / x to a place of F32; 0 where that is below the normal numbers. */
+static __device__ __forceinline__ float reciprocal(float x)
+{
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* Two F32 rounded to BF16, nearest even: a in the low half. */
 static __device__ __forceinline__ uint32_t bf16x2_of_floats(float a, float b)
 {
@@ -299,6 +307,34 @@ static __device__ __forceinline__ void prefetch_bulk_l2(const void *global, uint
 {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(n_bytes) : "memory");
+#endif
+}
+
+/* ---- clusters: blocks that run at the same time and may write each other's shared memory; compute capability 9.0 ---- */
+
+static constexpr bool CLUSTERS_RUN = true; /* where the capability has them; the emulator has none */
+
+/* PTX manual, barrier.cluster: all threads of all blocks of the cluster; what they wrote before, in shared memory too, is seen
+ * after.  With a cluster of one block as __syncthreads. */
+static __device__ __forceinline__ void cluster_barrier()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+    __trap();
+#endif
+}
+
+/* PTX manual, mapa and st.shared::cluster: v to the place in block rank of the cluster that has this address in this block. */
+static __device__ __forceinline__ void store_cluster(double *shared, double v, unsigned rank)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.f64 [there], %2; }" ::"r"(
+                     shared_address(shared)),
+                 "r"(rank), "d"(v)
+                 : "memory");
+#else
+    __trap();
 #endif
 }
 

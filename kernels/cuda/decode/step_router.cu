@@ -2,9 +2,10 @@
  *
  * Two kernels.  Scores: a warp holds EXPERTS experts' weights of WARP_COLS columns in its registers, fetched before it waits
  * for the activations; a block's warps cover BLOCK_COLS columns, and what a block finds is one part of a logit.
- * Plan: one block, a warp a row.  A lane has PER_LANE consecutive experts: it adds the parts, ascending, makes scores and
- * keys (larger key, better choice), and the best is taken topk times; then the rows' choices are joined.  The rules are
- * those of route.cuh.  Which thread adds what depends on the matrix alone, never on the device. */
+ * Plan: one block.  A thread adds the parts of four experts, ascending, and makes their scores.  Then a warp has a row, a
+ * lane PER_LANE consecutive experts: the largest key (the order of choices, made unsigned) is taken topk times.  At the end
+ * the rows' choices are joined.  The rules are those of route.cuh.  Which thread adds what depends on the matrix alone,
+ * never on the device; code is kept short where it runs once, since it has to be fetched, too. */
 #include "kernels/cuda/decode/decode.cuh"
 #include "kernels/cuda/route.cuh"
 #include "kernels/cuda/weights.cuh"
@@ -24,17 +25,18 @@ enum {
     SCORE_THREADS = COL_WARPS * EXPERT_WARPS * WARP,
     PASS_ROWS = 4, /* whose sums a lane has at a time */
     SUMS = EXPERTS * PASS_ROWS,
-    PLAN_THREADS = ROWS * WARP,
+    ROW_WARPS = 3, /* that make a row's scores; at least 2 */
+    PLAN_THREADS = ROWS * ROW_WARPS * WARP,
     PARTS_AT_ONCE = 4
 };
 
-/* Of columns.  The workspace holds parts [n_chunks, ROWS, WARP * PER_LANE]. */
+/* Of columns.  The workspace holds parts [n_chunks, ROWS, padded]. */
 static int n_chunks(int64_t hidden)
 {
     return (int)((hidden + BLOCK_COLS - 1) / BLOCK_COLS);
 }
 
-/* Experts of a lane; the plan's kernel exists for these. */
+/* Of the plan's kernel; it exists for these. */
 static int experts_per_lane(int n_experts)
 {
     static const int sizes[] = {4, 8, 12, 16, 32};
@@ -44,9 +46,14 @@ static int experts_per_lane(int n_experts)
     return MQ_MAX_EXPERTS / WARP;
 }
 
+static int padded_experts(int n_experts)
+{
+    return (n_experts + 3) / 4 * 4;
+}
+
 int64_t router_bytes(int n_experts, int64_t hidden)
 {
-    return (int64_t)n_chunks(hidden) * ROWS * WARP * experts_per_lane(n_experts) * 4;
+    return (int64_t)n_chunks(hidden) * ROWS * padded_experts(n_experts) * 4;
 }
 
 mq_status check_router(const mq_matrix *w, int topk, mq_err *err)
@@ -170,15 +177,9 @@ static __device__ __forceinline__ void score_rows(float *out, const quad<SCHEME>
     }
 }
 
-/* Where expert e stands in a row of parts: the plan's lanes read four experts of theirs at a time. */
-static __device__ __forceinline__ int place_of(int e, int per_lane)
-{
-    return e % per_lane / 4 * QUAD_COLS + e / per_lane * 4 + e % 4;
-}
-
 template <int SCHEME, bool WIDE>
 static __global__ void __launch_bounds__(SCORE_THREADS, 1)
-    router_scores_kernel(float *parts, const float *x, weight_view view, int n_experts, int per_lane)
+    router_scores_kernel(float *parts, const float *x, weight_view view, int n_experts, int padded)
 {
     MQ_SHARED(sums, float[EXPERT_WARPS][COL_WARPS][ROWS / PASS_ROWS][SUMS]);
     int lane = (int)(threadIdx.x % WARP), warp = (int)(threadIdx.x / WARP);
@@ -198,10 +199,18 @@ static __global__ void __launch_bounds__(SCORE_THREADS, 1)
     float sum = 0.0f;
     for (int i = 0; i < COL_WARPS; i++)
         sum += sums[e / EXPERTS][i][row / PASS_ROWS][e % EXPERTS * PASS_ROWS + row % PASS_ROWS];
-    parts[((int64_t)blockIdx.x * ROWS + row) * per_lane * WARP + place_of(e0 + e, per_lane)] = sum;
+    parts[((int64_t)blockIdx.x * ROWS + row) * padded + e0 + e] = sum;
 }
 
 /* ---- choice and plan ---- */
+
+struct plan_job {
+    mq_decode_plan plan;
+    const float *parts, *bias;
+    const mq_decode_input *in;
+    int n_parts, padded;
+    route_rules rules;
+};
 
 /* Some of a lane's experts. */
 template <int PER_LANE> struct lane_set {
@@ -217,7 +226,6 @@ template <int PER_LANE> struct lane_set {
         return n;
     }
     __device__ __forceinline__ bool has(int j) const { return word[j / 32] >> j % 32 & 1; }
-    __device__ __forceinline__ void add(int j) { word[j / 32] |= 1u << j % 32; }
 
     /* How many of these come before j. */
     __device__ __forceinline__ int before(int j) const
@@ -230,17 +238,18 @@ template <int PER_LANE> struct lane_set {
     }
 };
 
-/* What lanes before this one have, and all together. */
-static __device__ __forceinline__ int lanes_before(int mine, int lane, int *total)
+/* What lanes before this one have, and all together; nobody has more than MOST. */
+template <int MOST> static __device__ __forceinline__ int lanes_before(int mine, int lane, int *total)
 {
-    int sum = mine;
+    int before = 0;
+    *total = 0;
 #pragma unroll
-    for (int step = 1; step < WARP; step *= 2) {
-        int other = __shfl_up_sync(ALL_LANES, sum, (unsigned)step);
-        sum += lane >= step ? other : 0;
+    for (int bit = 0; 1 << bit <= MOST; bit++) {
+        unsigned votes = __ballot_sync(ALL_LANES, mine >> bit & 1);
+        before += __popc(votes & ((1u << lane) - 1u)) << bit;
+        *total += __popc(votes) << bit;
     }
-    *total = __shfl_sync(ALL_LANES, sum, WARP - 1);
-    return sum - mine;
+    return before;
 }
 
 /* Unsigned order is the order of choices; NaN is minus infinity; 0 is below every choice. */
@@ -251,35 +260,35 @@ static __device__ __forceinline__ uint32_t key_of(float choice)
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/* Scores and keys of a lane's experts. */
-template <int PER_LANE>
-static __device__ __forceinline__ void score_lane(float score[PER_LANE], uint32_t key[PER_LANE], const float *parts,
-                                                  const float *bias, int n_parts, int n_experts, int lane)
+static __device__ __forceinline__ float sigmoid(float x)
 {
-    float4 sum[PER_LANE / 4] = {};
-    for (int c0 = 0; c0 < n_parts; c0 += PARTS_AT_ONCE) {
-        float4 v[PARTS_AT_ONCE][PER_LANE / 4] = {};
+    return reciprocal(1.0f + expf(-x));
+}
+
+/* The scores of four experts of a row. */
+static __device__ __forceinline__ float4 score_quad(const plan_job &job, int row, int e)
+{
+    const float *from = job.parts + row * job.padded + e;
+    float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int c0 = 0; c0 < job.n_parts; c0 += PARTS_AT_ONCE) {
+        float4 v[PARTS_AT_ONCE] = {};
 #pragma unroll
         for (int c = 0; c < PARTS_AT_ONCE; c++)
-#pragma unroll
-            for (int i = 0; i < PER_LANE / 4; i++)
-                if (c0 + c < n_parts)
-                    v[c][i] = *(const float4 *)(parts + (int64_t)(c0 + c) * ROWS * WARP * PER_LANE + i * QUAD_COLS + lane * 4);
+            if (c0 + c < job.n_parts)
+                v[c] = *(const float4 *)(from + (c0 + c) * ROWS * job.padded);
 #pragma unroll
         for (int c = 0; c < PARTS_AT_ONCE; c++)
-#pragma unroll
-            for (int i = 0; i < PER_LANE / 4; i++)
-                if (c0 + c < n_parts)
-                    sum[i] = {sum[i].x + v[c][i].x, sum[i].y + v[c][i].y, sum[i].z + v[c][i].z, sum[i].w + v[c][i].w};
+            sum = {sum.x + v[c].x, sum.y + v[c].y, sum.z + v[c].z, sum.w + v[c].w};
     }
-#pragma unroll
-    for (int i = 0; i < PER_LANE; i++) {
-        int e = lane * PER_LANE + i;
-        float4 v = sum[i / 4];
-        float logit = i % 4 == 0 ? v.x : i % 4 == 1 ? v.y : i % 4 == 2 ? v.z : v.w;
-        score[i] = 1.0f / (1.0f + expf(-logit));
-        key[i] = e < n_experts ? key_of(score[i] + bias[i]) : 0;
-    }
+    return {sigmoid(sum.x), sigmoid(sum.y), sigmoid(sum.z), sigmoid(sum.w)};
+}
+
+template <int N> static __device__ __forceinline__ uint32_t largest(const uint32_t *v)
+{
+    if constexpr (N == 1)
+        return v[0];
+    uint32_t a = largest<(N + 1) / 2>(v), b = largest<(N > 1 ? N / 2 : 1)>(v + (N + 1) / 2 % N);
+    return a > b ? a : b;
 }
 
 /* The topk best of a row, by a warp; the lower expert among equals. */
@@ -287,45 +296,63 @@ template <int PER_LANE>
 static __device__ __forceinline__ lane_set<PER_LANE> choose_best(uint32_t key[PER_LANE], int topk, int lane)
 {
     lane_set<PER_LANE> chosen = {};
+#pragma unroll 1
     for (int k = 0; k < topk; k++) {
-        uint32_t best = 0;
-#pragma unroll
-        for (int i = 0; i < PER_LANE; i++)
-            best = key[i] > best ? key[i] : best;
-        uint32_t best_of_all = __reduce_max_sync(ALL_LANES, best);
+        uint32_t best = largest<PER_LANE>(key), best_of_all = __reduce_max_sync(ALL_LANES, best);
         unsigned owners = __ballot_sync(ALL_LANES, best == best_of_all);
         bool mine = lane == __ffs((int)owners) - 1;
 #pragma unroll
-        for (int i = 0; i < PER_LANE; i++)
-            if (mine && key[i] == best_of_all) {
-                key[i] = 0;
-                chosen.add(i);
-                mine = false;
-            }
+        for (int w = 0; w < lane_set<PER_LANE>::WORDS; w++) {
+            uint32_t equal = 0;
+#pragma unroll
+            for (int i = w * 32; i < w * 32 + 32 && i < PER_LANE; i++)
+                equal |= mine && key[i] == best_of_all ? 1u << i % 32 : 0u;
+            equal &= 0u - equal; /* the lowest */
+            mine = mine && equal == 0;
+            chosen.word[w] |= equal;
+#pragma unroll
+            for (int i = w * 32; i < w * 32 + 32 && i < PER_LANE; i++)
+                key[i] = equal >> i % 32 & 1 ? 0 : key[i];
+        }
     }
     return chosen;
 }
 
-/* The row's coefficients; before: how many the lanes before this one chose. */
+/* A row's choice: who it is, and the scores of the chosen, ascending, to of_chosen. */
 template <int PER_LANE>
-static __device__ __forceinline__ void write_coefs(float *coef, float *of_chosen, const float score[PER_LANE],
-                                                   const lane_set<PER_LANE> &chosen, int before, const route_rules &rules,
-                                                   int lane)
+static __device__ __forceinline__ lane_set<PER_LANE> choose_row(int *before, float *of_chosen, const float *scores,
+                                                                const float *bias, const route_rules &rules, int lane)
 {
-    int at = before;
+    uint32_t key[PER_LANE];
 #pragma unroll
-    for (int i = 0; i < PER_LANE; i++)
-        if (chosen.has(i))
-            of_chosen[at++] = score[i];
-    __syncwarp();
+    for (int i = 0; i < PER_LANE; i += 4) {
+        int e = lane * PER_LANE + i;
+        bool is_there = e < rules.n_experts; /* of the padding, the first at least */
+        float4 s = is_there ? *(const float4 *)(scores + e) : float4{}, b = is_there ? *(const float4 *)(bias + e) : float4{};
+        key[i] = e < rules.n_experts ? key_of(s.x + b.x) : 0;
+        key[i + 1] = e + 1 < rules.n_experts ? key_of(s.y + b.y) : 0;
+        key[i + 2] = e + 2 < rules.n_experts ? key_of(s.z + b.z) : 0;
+        key[i + 3] = e + 3 < rules.n_experts ? key_of(s.w + b.w) : 0;
+    }
+    lane_set<PER_LANE> chosen = choose_best<PER_LANE>(key, rules.topk, lane);
+    int n_chosen, at = *before = lanes_before<PER_LANE>(chosen.count(), lane, &n_chosen);
+#pragma unroll
+    for (int i = 0; i < lane_set<PER_LANE>::WORDS; i++)
+#pragma unroll 1
+        for (uint32_t left = chosen.word[i]; left; left &= left - 1)
+            of_chosen[at++] = scores[lane * PER_LANE + i * 32 + __ffs((int)left) - 1];
+    return chosen;
+}
+
+static __device__ __forceinline__ void write_coefs(float *coef, const float *of_chosen, const route_rules &rules, int lane)
+{
     float sum = 0.0f;
-#pragma unroll 8
+#pragma unroll 1
     for (int k = 0; k < rules.topk; k++)
         sum += of_chosen[k];
-    for (int k = lane; k < rules.topk; k += WARP) {
-        float s = of_chosen[k];
-        coef[k] = (rules.norm ? s / (sum + 1e-20f) : s) * rules.scaling;
-    }
+#pragma unroll 1
+    for (int k = lane; k < rules.topk; k += WARP)
+        coef[k] = (rules.norm ? of_chosen[k] / (sum + 1e-20f) : of_chosen[k]) * rules.scaling;
 }
 
 /* The row's share of the plan: its column of slot, and by the first warp the experts. */
@@ -333,86 +360,92 @@ template <int PER_LANE>
 static __device__ __forceinline__ void write_plan(const mq_decode_plan &plan, const lane_set<PER_LANE> &active,
                                                   const lane_set<PER_LANE> &chosen, int before, int row, int topk, int lane)
 {
-    int n_active, at = lanes_before(active.count(), lane, &n_active);
+    int n_active, at = lanes_before<PER_LANE>(active.count(), lane, &n_active);
 #pragma unroll
     for (int i = 0; i < lane_set<PER_LANE>::WORDS; i++)
+#pragma unroll 1
         for (uint32_t left = active.word[i]; left; left &= left - 1, at++) {
             int j = i * 32 + __ffs((int)left) - 1;
             plan.slot[at * ROWS + row] = chosen.has(j) ? row * topk + before + chosen.before(j) : -1;
             if (row == 0)
                 plan.expert[at] = lane * PER_LANE + j;
         }
+#pragma unroll 1
     for (int i = n_active + lane; i < ROWS * topk; i += WARP)
         plan.slot[i * ROWS + row] = -1;
     if (row == 0 && lane == 0)
         *plan.n = n_active;
 }
 
-template <int PER_LANE>
-static __global__ void __launch_bounds__(PLAN_THREADS)
-    router_plan_kernel(mq_decode_plan plan, const float *parts, const float *bias, const mq_decode_input *in, int n_parts,
-                       route_rules rules)
+template <int PER_LANE> static __global__ void __launch_bounds__(PLAN_THREADS) router_plan_kernel(plan_job job)
 {
+    MQ_SHARED_DYNAMIC(scores, float); /* [ROWS, padded] */
     MQ_SHARED(sets, lane_set<PER_LANE>[ROWS][WARP]);
     MQ_SHARED(of_chosen, float[ROWS][MQ_MAX_TOPK]);
-    int lane = (int)(threadIdx.x % WARP), row = (int)(threadIdx.x / WARP), before = 0, n_chosen;
-    float score[PER_LANE], lane_bias[PER_LANE];
-    uint32_t key[PER_LANE];
+    float *bias = scores + ROWS * job.padded;
+    int lane = (int)(threadIdx.x % WARP), row = (int)(threadIdx.x / WARP), before = 0, of_row = row / ROW_WARPS;
     lane_set<PER_LANE> chosen = {}, active = {};
     let_next_start();
-#pragma unroll
-    for (int i = 0; i < PER_LANE; i++)
-        lane_bias[i] = lane * PER_LANE + i < rules.n_experts ? bias[lane * PER_LANE + i] : 0.0f;
+    for (int e = (int)threadIdx.x; e < job.padded; e += PLAN_THREADS)
+        bias[e] = e < job.rules.n_experts ? job.bias[e] : 0.0f;
     wait_for_previous();
-    int n = in->n;
-    score_lane<PER_LANE>(score, key, parts + (int64_t)row * WARP * PER_LANE, lane_bias, n_parts, rules.n_experts, lane);
-    float *coef = plan.coef + row * rules.topk;
-    if (row < n) {
-        chosen = choose_best<PER_LANE>(key, rules.topk, lane);
-        before = lanes_before(chosen.count(), lane, &n_chosen);
-        write_coefs<PER_LANE>(coef, of_chosen[row], score, chosen, before, rules, lane);
-    } else {
-        for (int k = lane; k < rules.topk; k += WARP)
-            coef[k] = 0.0f;
-    }
-    sets[row][lane] = chosen;
+    int n = job.in->n;
+#pragma unroll 1
+    for (int e = (row % ROW_WARPS * WARP + lane) * 4; e < job.padded; e += ROW_WARPS * WARP * 4)
+        *(float4 *)(scores + of_row * job.padded + e) = score_quad(job, of_row, e);
     __syncthreads();
+    if (row < n) /* at most ROWS */
+        chosen = choose_row<PER_LANE>(&before, of_chosen[row], scores + row * job.padded, bias, job.rules, lane);
+    else if (row < ROWS)
+        for (int k = lane; k < job.rules.topk; k += WARP)
+            of_chosen[row][k] = 0.0f;
+    if (row < ROWS)
+        sets[row][lane] = chosen;
+    __syncthreads();
+    if (row >= 2 * ROWS)
+        return;
+    if (row >= ROWS) {
+        write_coefs(job.plan.coef + (row - ROWS) * job.rules.topk, of_chosen[row - ROWS], job.rules, lane);
+        return;
+    }
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
         for (int i = 0; i < lane_set<PER_LANE>::WORDS; i++)
             active.word[i] |= sets[r][lane].word[i];
-    write_plan<PER_LANE>(plan, active, chosen, before, row, rules.topk, lane);
+    write_plan<PER_LANE>(job.plan, active, chosen, before, row, job.rules.topk, lane);
 }
 
 /* ---- launches ---- */
 
-template <int SCHEME> static mq_status launch_scores(mq_dev *dev, const mq_decode_router *job, int per_lane, mq_err *err)
+template <int SCHEME> static mq_status launch_scores(mq_dev *dev, const mq_decode_router *job, mq_err *err)
 {
     int n_experts = (int)job->w.rows;
     int64_t element = SCHEME == MQ_SCHEME_F32 ? 4 : 2;
     bool wide = (uintptr_t)job->w.data % (4 * (uintptr_t)element) == 0 && (uintptr_t)job->x % 16 == 0 && job->w.cols % 4 == 0;
     dim3 grid((unsigned)n_chunks(job->w.cols), n_blocks(n_experts, BLOCK_EXPERTS));
     return launch_dependent(dev, err, "router", wide ? router_scores_kernel<SCHEME, true> : router_scores_kernel<SCHEME, false>,
-                            grid, SCORE_THREADS, 0, (float *)job->workspace, job->x, view_of(&job->w), n_experts, per_lane);
+                            grid, SCORE_THREADS, 0, (float *)job->workspace, job->x, view_of(&job->w), n_experts,
+                            padded_experts(n_experts));
 }
 
 mq_status router(mq_dev *dev, const mq_decode_router *job, mq_err *err)
 {
-    route_rules rules = {(int)job->w.rows, job->topk, job->norm, job->scaling};
-    int per_lane = experts_per_lane(rules.n_experts);
+    int n_experts = (int)job->w.rows, per_lane = experts_per_lane(n_experts), padded = padded_experts(n_experts);
     auto scores = job->w.scheme == MQ_SCHEME_F32   ? launch_scores<MQ_SCHEME_F32>
                   : job->w.scheme == MQ_SCHEME_F16 ? launch_scores<MQ_SCHEME_F16>
                                                    : launch_scores<MQ_SCHEME_BF16>;
-    MQ_TRY(scores(dev, job, per_lane, err));
+    MQ_TRY(scores(dev, job, err));
     auto plan = per_lane == 4    ? router_plan_kernel<4>
                 : per_lane == 8  ? router_plan_kernel<8>
                 : per_lane == 12 ? router_plan_kernel<12>
                 : per_lane == 16 ? router_plan_kernel<16>
                 : per_lane == 32 ? router_plan_kernel<32>
                                  : router_plan_kernel<MQ_MAX_EXPERTS / WARP>;
-    return launch_dependent(dev, err, "router plan", plan, dim3(1), PLAN_THREADS, 0, job->plan, (const float *)job->workspace,
-                            job->bias, job->in, n_chunks(job->w.cols), rules);
+    plan_job p = {job->plan, (const float *)job->workspace, job->bias, job->in, n_chunks(job->w.cols), padded, {}};
+    p.rules = {n_experts, job->topk, job->norm, job->scaling};
+    size_t room = (size_t)((ROWS + 1) * padded) * sizeof(float);
+    return launch_dependent(dev, err, "router plan", plan, dim3(1), PLAN_THREADS, room, p);
 }
 
 } // namespace decode

@@ -1,8 +1,9 @@
 /* What a decode step does between products: the rows of the embedding, residual and norm, SwiGLU.
  *
- * The norm has a block for each row: a critical path twice a layer, so a thread asks for all it needs before it adds
- * anything (for the weights before it waits), four columns at a time where everything is aligned to 16 bytes, and keeps
- * them.  Which thread adds which columns depends on hidden alone. */
+ * The norm is a critical path twice a layer.  A row is cut into slices of SLICE columns, a thread having four columns of a
+ * slice; a thread asks for all it needs before it adds anything, for the weights before it waits.  Slices are shared out to the
+ * blocks of a cluster, which tell each other their sums; where there are no clusters, or more slices than a cluster has
+ * blocks, to parts of one block.  Which columns make one sum, and the order of the sums, depend on hidden alone. */
 #include "kernels/cuda/weights.cuh"
 
 #include "kernels/cuda/decode/decode.cuh"
@@ -10,8 +11,15 @@
 namespace mq_cuda {
 namespace decode {
 
-enum { THREADS = 256, NORM_THREADS = 768, NORM_WARPS = NORM_THREADS / WARP, QUADS = 2, NORM_STRIDE = 4 * NORM_THREADS };
-enum { KEPT_COLS = QUADS * NORM_STRIDE, PARTS_AT_ONCE = 4 };
+enum {
+    THREADS = 256,
+    SLICE_THREADS = 256,
+    SLICE_WARPS = SLICE_THREADS / WARP,
+    SLICE = 4 * SLICE_THREADS,
+    MOST_SLICES_OF_BLOCK = 4, /* at a time */
+    MOST_IN_CLUSTER = 8,
+    PARTS_AT_ONCE = 8
+};
 
 /* ---- embedding ---- */
 
@@ -91,101 +99,84 @@ static __device__ __forceinline__ double square_sum(double sum, float4 v)
     return fma((double)v.w, (double)v.w, sum);
 }
 
-/* x + the sum of the parts: QUADS times four columns of thread's, from column c on. */
-template <bool WIDE>
-static __device__ __forceinline__ void add_parts(float4 v[QUADS], const mq_decode_norm &job, int64_t row_off, int64_t c)
+/* Four columns of x + the sum of the parts. */
+template <bool WIDE> static __device__ __forceinline__ float4 add_parts(const mq_decode_norm &job, int64_t row_off, int64_t c)
 {
-    float4 sum[QUADS] = {};
-#pragma unroll
-    for (int q = 0; q < QUADS; q++)
-        v[q] = load4<WIDE>(job.x + row_off, c + q * NORM_STRIDE, job.hidden);
+    float4 v = load4<WIDE>(job.x + row_off, c, job.hidden), sum = {0.0f, 0.0f, 0.0f, 0.0f};
     for (int k0 = 0; k0 < job.n_parts; k0 += PARTS_AT_ONCE) {
         const float *part = job.part + row_off + k0 * job.stride_parts;
-        float4 next[PARTS_AT_ONCE][QUADS] = {};
+        float4 next[PARTS_AT_ONCE] = {};
 #pragma unroll
         for (int k = 0; k < PARTS_AT_ONCE; k++)
-#pragma unroll
-            for (int q = 0; q < QUADS; q++)
-                if (k0 + k < job.n_parts)
-                    next[k][q] = load4<WIDE>(part + k * job.stride_parts, c + q * NORM_STRIDE, job.hidden);
+            if (k0 + k < job.n_parts)
+                next[k] = load4<WIDE>(part + k * job.stride_parts, c, job.hidden);
 #pragma unroll
         for (int k = 0; k < PARTS_AT_ONCE; k++)
-#pragma unroll
-            for (int q = 0; q < QUADS; q++)
-                if (k0 + k < job.n_parts)
-                    sum[q] = k0 + k == 0 ? next[k][q] : plus(sum[q], next[k][q]);
+            sum = plus(sum, next[k]); /* 0 behind the last */
     }
-#pragma unroll
-    for (int q = 0; q < QUADS; q++)
-        if (job.n_parts > 0)
-            v[q] = plus(v[q], sum[q]);
-}
-
-/* All threads get the result: by a tree in each warp, and across the warps by the same tree in every warp. */
-static __device__ __forceinline__ double sum_of_block(double sum)
-{
-    MQ_SHARED(of_warp, double[NORM_WARPS]);
-    unsigned lane = threadIdx.x % WARP;
-    sum = warp_sum(sum);
-    if (lane == 0)
-        of_warp[threadIdx.x / WARP] = sum;
-    __syncthreads();
-    return warp_sum(lane < NORM_WARPS ? of_warp[lane] : 0.0);
+    return job.n_parts > 0 ? plus(v, sum) : v;
 }
 
 template <bool WIDE>
-static __device__ __forceinline__ void store_x(const mq_decode_norm &job, const float4 v[QUADS], int64_t row_off, int64_t c)
+static __device__ __forceinline__ void store_normed(const mq_decode_norm &job, float4 v, float4 w, float r, int64_t row_off,
+                                                    int64_t c)
 {
-#pragma unroll
-    for (int q = 0; q < QUADS; q++) {
-        if (job.n_parts > 0)
-            store4<WIDE>(job.x + row_off, v[q], c + q * NORM_STRIDE, job.hidden);
-        if (job.capture)
-            store4<WIDE>(job.capture + row_off, v[q], c + q * NORM_STRIDE, job.hidden);
-    }
+    float4 y = {w.x * (v.x * r), w.y * (v.y * r), w.z * (v.z * r), w.w * (v.w * r)};
+    if (job.xn)
+        store4<WIDE>(job.xn + row_off, y, c, job.hidden);
+    if (job.xn32)
+        store4<WIDE>(job.xn32 + row_off, y, c, job.hidden);
 }
 
-template <bool WIDE>
-static __device__ __forceinline__ void store_normed(const mq_decode_norm &job, const float4 v[QUADS], const float4 w[QUADS], float r,
-                                                    int64_t row_off, int64_t c)
+/* sums [n_sums] of warps, added the same way by every warp. */
+static __device__ __forceinline__ double add_sums(const double *sums, int n_sums)
 {
-#pragma unroll
-    for (int q = 0; q < QUADS; q++) {
-        float4 y = {w[q].x * (v[q].x * r), w[q].y * (v[q].y * r), w[q].z * (v[q].z * r), w[q].w * (v[q].w * r)};
-        if (job.xn)
-            store4<WIDE>(job.xn + row_off, y, c + q * NORM_STRIDE, job.hidden);
-        if (job.xn32)
-            store4<WIDE>(job.xn32 + row_off, y, c + q * NORM_STRIDE, job.hidden);
-    }
-}
-
-/* KEEP: hidden is at most KEPT_COLS, the thread's columns stay in registers; otherwise they are read again. */
-template <bool WIDE, bool KEEP> static __global__ void __launch_bounds__(NORM_THREADS) step_norm_kernel(mq_decode_norm job)
-{
-    int64_t row_off = (int64_t)blockIdx.x * job.hidden, c0 = 4 * threadIdx.x;
-    float4 v[QUADS], w[QUADS];
     double sum = 0.0;
+    for (int i = (int)(threadIdx.x % WARP); i < n_sums; i += WARP)
+        sum += sums[i];
+    return warp_sum(sum);
+}
+
+/* A row is blockIdx.y.  CLUSTER: gridDim.x blocks are a cluster and have a slice each, which stays in registers. */
+template <bool WIDE, bool CLUSTER>
+static __global__ void __launch_bounds__(CLUSTER ? SLICE_THREADS : MOST_SLICES_OF_BLOCK *SLICE_THREADS)
+    step_norm_kernel(mq_decode_norm job, int n_slices)
+{
+    MQ_SHARED_DYNAMIC(sums, double); /* [n_slices, SLICE_WARPS] */
+    int first = (int)(CLUSTER ? blockIdx.x : threadIdx.x / SLICE_THREADS);
+    int at_once = (int)(CLUSTER ? gridDim.x : blockDim.x / SLICE_THREADS), lane = (int)(threadIdx.x % WARP);
+    int64_t row_off = (int64_t)blockIdx.y * job.hidden, c0 = threadIdx.x % SLICE_THREADS * 4;
+    float4 v = {}, w = load4<WIDE>(job.weight, c0 + first * SLICE, job.hidden);
     let_next_start();
-#pragma unroll
-    for (int q = 0; q < QUADS; q++)
-        w[q] = load4<WIDE>(job.weight, c0 + q * NORM_STRIDE, job.hidden);
+    if (CLUSTER)
+        cluster_barrier(); /* all blocks have started: their shared memory may be written */
     wait_for_previous();
-    for (int64_t c = c0; KEEP ? c == c0 : c < job.hidden; c += KEPT_COLS) {
-        add_parts<WIDE>(v, job, row_off, c);
-        store_x<WIDE>(job, v, row_off, c);
-#pragma unroll
-        for (int q = 0; q < QUADS; q++)
-            sum = square_sum(sum, v[q]);
+    for (int s = first; s < n_slices; s += at_once) {
+        int64_t c = c0 + s * SLICE;
+        v = add_parts<WIDE>(job, row_off, c);
+        if (job.n_parts > 0)
+            store4<WIDE>(job.x + row_off, v, c, job.hidden);
+        if (job.capture)
+            store4<WIDE>(job.capture + row_off, v, c, job.hidden);
+        double sum = warp_sum(square_sum(0.0, v));
+        double *to = sums + s * SLICE_WARPS + threadIdx.x % SLICE_THREADS / WARP;
+        if (CLUSTER && lane < at_once)
+            store_cluster(to, sum, (unsigned)lane);
+        else if (!CLUSTER && lane == 0)
+            *to = sum;
     }
-    float mean = (float)(sum_of_block(sum) / (double)job.hidden + job.eps);
+    if (CLUSTER)
+        cluster_barrier();
+    else
+        __syncthreads();
+    float mean = (float)(add_sums(sums, n_slices * SLICE_WARPS) / (double)job.hidden + job.eps);
     float r = 1.0f / sqrtf(mean); /* three roundings; double would keep every thread waiting */
-    for (int64_t c = c0; KEEP ? c == c0 : c < job.hidden; c += KEPT_COLS) {
-#pragma unroll
-        for (int q = 0; q < QUADS && !KEEP; q++) {
-            v[q] = load4<WIDE>(job.x + row_off, c + q * NORM_STRIDE, job.hidden);
-            w[q] = load4<WIDE>(job.weight, c + q * NORM_STRIDE, job.hidden);
+    for (int s = first; s < n_slices; s += at_once) {
+        if (!CLUSTER) { /* the thread's own columns again */
+            v = load4<WIDE>(job.x + row_off, c0 + s * SLICE, job.hidden);
+            w = load4<WIDE>(job.weight, c0 + s * SLICE, job.hidden);
         }
-        store_normed<WIDE>(job, v, w, r, row_off, c);
+        store_normed<WIDE>(job, v, w, r, row_off, c0 + s * SLICE);
     }
 }
 
@@ -193,11 +184,15 @@ mq_status norm(mq_dev *dev, const mq_decode_norm *job, mq_err *err)
 {
     uintptr_t all = (uintptr_t)job->x | (uintptr_t)job->part | (uintptr_t)job->weight | (uintptr_t)job->xn |
                     (uintptr_t)job->xn32 | (uintptr_t)job->capture;
-    bool wide = all % 16 == 0 && job->hidden % 4 == 0 && job->stride_parts % 4 == 0, keep = job->hidden <= KEPT_COLS;
-    auto kernel = wide ? keep ? step_norm_kernel<true, true> : step_norm_kernel<true, false>
-                  : keep ? step_norm_kernel<false, true>
-                         : step_norm_kernel<false, false>;
-    return launch_dependent(dev, err, "step norm", kernel, ROWS, NORM_THREADS, 0, *job);
+    bool wide = all % 16 == 0 && job->hidden % 4 == 0 && job->stride_parts % 4 == 0;
+    int n_slices = (int)((job->hidden + SLICE - 1) / SLICE);
+    size_t room = (size_t)(n_slices * SLICE_WARPS) * sizeof(double);
+    if (dev->has_clusters && n_slices <= MOST_IN_CLUSTER)
+        return launch_cluster(dev, err, "step norm", wide ? step_norm_kernel<true, true> : step_norm_kernel<false, true>,
+                              dim3((unsigned)n_slices, ROWS), SLICE_THREADS, room, *job, n_slices);
+    int at_once = n_slices < MOST_SLICES_OF_BLOCK ? n_slices : MOST_SLICES_OF_BLOCK;
+    return launch_dependent(dev, err, "step norm", wide ? step_norm_kernel<true, false> : step_norm_kernel<false, false>,
+                            dim3(1, ROWS), (unsigned)(at_once * SLICE_THREADS), room, *job, n_slices);
 }
 
 /* ---- SwiGLU ---- */
