@@ -77,6 +77,15 @@ static mq_status set_count(int *out, const char *key, const char *value, int mos
     return MQ_OK;
 }
 
+static mq_status set_precision(mq_precision *out, const char *value, mq_err *err)
+{
+    bool bf16 = strcmp(value, "bf16") == 0;
+    if (!bf16 && strcmp(value, "f32") != 0)
+        return mq_fail(err, MQ_E_ARG, "--recipe precision=%s: expected f32 or bf16", value);
+    *out = bf16 ? MQ_PRECISION_BF16 : MQ_PRECISION_F32;
+    return MQ_OK;
+}
+
 static mq_status set_member(mq_calib_recipe *r, const char *key, const char *value, mq_err *err)
 {
     const struct {
@@ -103,8 +112,10 @@ static mq_status set_member(mq_calib_recipe *r, const char *key, const char *val
     for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++)
         if (strcmp(key, counts[i].key) == 0)
             return set_count(counts[i].count, key, value, counts[i].most, err);
+    if (strcmp(key, "precision") == 0)
+        return set_precision(&r->precision, value, err);
     return mq_fail(err, MQ_E_ARG,
-                   "--recipe %s: expected weight, weighted-search, act-order, refit, rounds, descent, shrink, quantized-h, "
+                   "--recipe %s: expected precision, weight, weighted-search, act-order, refit, rounds, descent, shrink, quantized-h, "
                    "down-target, target-few, kappa, damp-columns, damp or damp-few",
                    key);
 }

@@ -17,7 +17,8 @@ void mq_calib_files_free(mq_corpus_file *files, int64_t n_files); /* accepts NUL
 mq_status mq_calib_recipe_read(mq_calib_recipe *r, const char *text, mq_err *err);
 
 #define MQ_CALIB_RECIPE_HELP                                                                                          \
-    "for comparisons: weight=0|1|2 (power of the router's coefficient), weighted-search, act-order, refit, shrink, "  \
-    "quantized-h, down-target, damp-columns (each =on|off), rounds=N, descent=N, target-few=X, kappa=X, damp=X, damp-few=X"
+    "for comparisons: precision=f32|bf16 (of products; default bf16 on GPUs, the CPU has f32 alone), weight=0|1|2 "   \
+    "(power of the router's coefficient), weighted-search, act-order, refit, shrink, quantized-h, down-target, "      \
+    "damp-columns (each =on|off), rounds=N, descent=N, target-few=X, kappa=X, damp=X, damp-few=X"
 
 #endif

@@ -142,6 +142,7 @@ static mq_status open_model(mq_calibration *c, mq_err *err)
     void *p;
     c->k = mq_calibration_kernels(c->job);
     MQ_TRY(c->k->dev_open(&c->dev, mq_calibration_ordinal(c->job, 0), n_threads, NULL, err));
+    MQ_TRY(c->k->set_precision(c->dev, c->job->opt.calib.recipe.precision, err));
     MQ_TRY(mq_stage_init(&c->stage, c->k, c->dev, MQ_CALIB_BLOCK_ROWS, c->m->hidden, err));
     mq_store_options o = {.n_ranks = 1, .n_threads = n_threads, .kernels = c->k, .dev = c->dev};
     MQ_TRY(mq_store_open(&c->store, c->job->opt.checkpoint, &o, err));

@@ -20,7 +20,8 @@ enum {
     MQ_CALIB_BLOCK_ROWS = 2048,      /* rows of a forward block and of a block of sums */
     MQ_CALIB_SPAN_ROWS = 32768,      /* rows that meet in one call of the MoE half, rounded down to whole windows */
     MQ_CALIB_SAMPLE_ROWS = 8 * 2048, /* rows that are pushed through a cold expert */
-    MQ_CALIB_REPORT_ROWS = 8192      /* rows on which a layer's loss is measured */
+    MQ_CALIB_REPORT_ROWS = 8192,     /* rows on which a layer's loss is measured */
+    MQ_CALIB_BENCHES = 4             /* experts at a time on a GPU, where its memory holds them: copies and what one block does overlap */
 };
 
 typedef struct mq_calibration mq_calibration;
@@ -36,7 +37,8 @@ typedef struct mq_calibration_plan {
     int64_t n_rows;
     bool in_memory;        /* the residual stream */
     int n_threads;         /* at most those asked for: as many as let the most experts be worked on */
-    int n_workers;         /* experts at a time; with GPUs one on each */
+    int n_workers;         /* experts at a time; with GPUs up to MQ_CALIB_BENCHES on each, in turn */
+    bool on_devices;       /* rows that enter the experts also lie on every GPU */
     int64_t peak_bytes;    /* host memory, with what fixed_bytes says */
     int64_t scratch_bytes; /* in OUT, at most */
     int64_t device_bytes;  /* memory of the first device, the fullest, at most; 0 on the CPU, whose memory is the host's */

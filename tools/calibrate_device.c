@@ -21,13 +21,16 @@ mq_status mq_stage_init(mq_stage *s, const mq_kernels *k, mq_dev *dev, int64_t n
     *s = (mq_stage){.k = k, .dev = dev, .on_host = mq_kernels_on_host(k), .n_rows = n_rows, .cols = cols};
     if (s->on_host)
         return MQ_OK;
-    s->rows = malloc((size_t)mq_stage_bytes(k, n_rows, cols));
-    return s->rows ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "out of memory");
+    void *rows;
+    MQ_TRY(k->host_alloc(dev, &rows, mq_stage_bytes(k, n_rows, cols), err));
+    s->rows = rows;
+    return MQ_OK;
 }
 
 void mq_stage_release(mq_stage *s)
 {
-    free(s->rows);
+    if (s->rows)
+        s->k->host_free(s->dev, s->rows);
     s->rows = NULL;
 }
 

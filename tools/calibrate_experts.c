@@ -74,10 +74,12 @@ int64_t mq_expert_units_bytes(const mq_convert_job *job)
     return larger_group_bytes(mq_codes_gate_up_bytes, job) + larger_group_bytes(mq_codes_down_bytes, job);
 }
 
-static mq_status room(uint8_t **out, int64_t n_bytes, mq_err *err)
+static mq_status room(const mq_calibration *c, mq_expert_bench *b, uint8_t **out, int64_t n_bytes, mq_err *err)
 {
-    *out = aligned_alloc(64, (size_t)mq_round_up(n_bytes + 1, 64));
-    return *out ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "out of memory for %lld bytes", (long long)n_bytes);
+    void *p;
+    MQ_TRY(c->k->host_alloc(b->dev, &p, n_bytes + 1, err));
+    *out = p;
+    return MQ_OK;
 }
 
 /* Room for what the device needs of the host's, where it has memory of its own. */
@@ -87,16 +89,18 @@ static mq_status open_device_room(const mq_calibration *c, mq_expert_bench *b, i
     struct {
         void *p;
         int64_t n_bytes;
-    } all[] = {{NULL, data}, {NULL, scale}, {NULL, hidden * floats}, {NULL, hidden * hidden * floats}};
+    } all[] = {{NULL, data}, {NULL, scale}, {NULL, hidden * floats}, {NULL, hidden * hidden * floats},
+               {NULL, MQ_CALIB_BLOCK_ROWS * (int64_t)sizeof(int32_t)}};
     mq_status st = MQ_OK;
     if (b->stage.on_host)
         return MQ_OK;
-    for (int i = 0; st == MQ_OK && i < 4; i++)
+    for (int i = 0; st == MQ_OK && i < 5; i++)
         st = c->k->alloc(b->dev, &all[i].p, all[i].n_bytes, err);
     b->device_data = all[0].p;
     b->device_scale = all[1].p;
     b->post_norm = all[2].p;
     b->layer_gram = all[3].p;
+    b->index = all[4].p;
     return st;
 }
 
@@ -104,14 +108,35 @@ static mq_status open_bench(const mq_calibration *c, int i, int64_t data, int64_
 {
     mq_expert_bench *b = &c->benches[i];
     MQ_TRY(c->k->dev_open(&b->dev, mq_calibration_ordinal(c->job, i), 1, NULL, err));
+    MQ_TRY(c->k->set_precision(b->dev, c->job->opt.calib.recipe.precision, err));
     MQ_TRY(mq_stage_init(&b->stage, c->k, b->dev, MQ_CALIB_BLOCK_ROWS, c->m->hidden, err));
     MQ_TRY(mq_calib_worker_create(&b->worker, c->k, b->dev, c->m->hidden, c->m->moe_intermediate, c->job->opt.group,
                                   MQ_CALIB_BLOCK_ROWS, err));
-    MQ_TRY(room(&b->data, data, err));
-    MQ_TRY(room(&b->scale, scale, err));
-    MQ_TRY(room(&b->gate_up, larger_group_bytes(mq_codes_gate_up_bytes, c->job), err));
-    MQ_TRY(room(&b->down, larger_group_bytes(mq_codes_down_bytes, c->job), err));
+    MQ_TRY(room(c, b, &b->data, data, err));
+    MQ_TRY(room(c, b, &b->scale, scale, err));
+    MQ_TRY(room(c, b, &b->gate_up, larger_group_bytes(mq_codes_gate_up_bytes, c->job), err));
+    MQ_TRY(room(c, b, &b->down, larger_group_bytes(mq_codes_down_bytes, c->job), err));
     return open_device_room(c, b, data, scale, err);
+}
+
+/* The rows that enter the experts on every device; the benches of one share them. */
+static mq_status open_streams(mq_calibration *c, mq_err *err)
+{
+    int n = mq_calibration_n_devices(c->job);
+    if (!c->plan->on_devices)
+        return MQ_OK;
+    c->streams = calloc((size_t)n, sizeof *c->streams);
+    if (!c->streams)
+        return mq_fail(err, MQ_E_NOMEM, "out of memory");
+    for (int i = 0; i < c->plan->n_workers; i++) {
+        void *p;
+        if (i < n) {
+            MQ_TRY(c->k->alloc(c->benches[i].dev, &p, c->n_rows * c->m->hidden * (int64_t)sizeof(float), err));
+            c->streams[i] = p;
+        }
+        c->benches[i].stream = c->streams[i % n];
+    }
+    return MQ_OK;
 }
 
 mq_status mq_expert_benches_open(mq_calibration *c, mq_err *err)
@@ -123,25 +148,30 @@ mq_status mq_expert_benches_open(mq_calibration *c, mq_err *err)
         return mq_fail(err, MQ_E_NOMEM, "out of memory");
     for (int i = 0; i < c->plan->n_workers; i++)
         MQ_TRY(open_bench(c, i, data, scale, err));
-    return MQ_OK;
+    return open_streams(c, err);
 }
 
 void mq_expert_benches_close(mq_calibration *c)
 {
+    for (int i = 0; c->streams && i < c->plan->n_workers && i < mq_calibration_n_devices(c->job); i++)
+        if (c->streams[i])
+            c->k->release(c->benches[i].dev, c->streams[i]);
+    free(c->streams);
+    c->streams = NULL;
     for (int i = 0; c->benches && i < c->plan->n_workers; i++) {
         mq_expert_bench *b = &c->benches[i];
-        void *arrays[] = {b->device_data, b->device_scale, b->post_norm, b->layer_gram};
+        void *arrays[] = {b->device_data, b->device_scale, b->post_norm, b->layer_gram, b->index};
+        uint8_t *host[] = {b->data, b->scale, b->gate_up, b->down};
         for (size_t k = 0; k < sizeof arrays / sizeof arrays[0]; k++)
             if (arrays[k])
                 c->k->release(b->dev, arrays[k]);
         mq_calib_worker_free(b->worker);
+        for (size_t k = 0; k < sizeof host / sizeof host[0]; k++)
+            if (host[k])
+                c->k->host_free(b->dev, host[k]);
         mq_stage_release(&b->stage);
         if (b->dev)
             c->k->dev_close(b->dev);
-        free(b->data);
-        free(b->scale);
-        free(b->gate_up);
-        free(b->down);
     }
     free(c->benches);
     c->benches = NULL;
@@ -193,7 +223,13 @@ static mq_status lend_rows(void *ctx, float *x, bool sample, int64_t first, int6
     const row_source *s = ctx;
     const mq_calibration *c = s->c;
     const float *norm = s->b->post_norm ? s->b->post_norm : c->post_norm;
-    MQ_TRY(mq_stage_gather(&s->b->stage, x, c->mid, (sample ? c->sample : s->rows) + first, n, err));
+    const int32_t *rows = (sample ? c->sample : s->rows) + first;
+    if (s->b->stream) {
+        MQ_TRY(c->k->upload(s->b->dev, s->b->index, rows, n * (int64_t)sizeof *rows, err));
+        MQ_TRY(c->k->gather(s->b->dev, x, s->b->stream, s->b->index, n, c->m->hidden, err));
+    } else {
+        MQ_TRY(mq_stage_gather(&s->b->stage, x, c->mid, rows, n, err));
+    }
     return c->k->rmsnorm(s->b->dev, x, x, norm, c->m->norm_eps, n, c->m->hidden, err);
 }
 
@@ -273,6 +309,19 @@ static mq_status share_norm(mq_calibration *c, mq_err *err)
     return MQ_OK;
 }
 
+/* The rows that enter the experts from the first device to the others. */
+static mq_status share_stream(mq_calibration *c, mq_err *err)
+{
+    int n = mq_calibration_n_devices(c->job) < c->plan->n_workers ? mq_calibration_n_devices(c->job) : c->plan->n_workers;
+    int64_t n_bytes = c->n_rows * c->m->hidden * (int64_t)sizeof(float);
+    MQ_TRY(c->k->dev_sync(c->dev, err));
+    for (int i = 1; c->streams && i < n; i++)
+        MQ_TRY(c->k->copy(c->benches[i].dev, c->streams[i], c->streams[0], n_bytes, err));
+    for (int i = 1; c->streams && i < n; i++)
+        MQ_TRY(c->k->dev_sync(c->benches[i].dev, err)); /* other benches of the device read them too */
+    return MQ_OK;
+}
+
 /* Rows ascending within each expert. */
 static void group_rows(mq_calibration *c)
 {
@@ -300,6 +349,7 @@ mq_status mq_calibrate_experts(mq_calibration *c, mq_err *err)
     MQ_TRY(mq_account_init(&c->account, c->m->n_experts, err));
     mq_codes_begin(c->codes, c->layer, c->job->opt.group);
     MQ_TRY(share_norm(c, err));
+    MQ_TRY(share_stream(c, err));
     MQ_TRY(sum_layer(c, err));
     return mq_pool_run(c->plan->n_workers, c->m->n_experts, expert_job, c, err);
 }

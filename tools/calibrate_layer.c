@@ -33,6 +33,9 @@ mq_status mq_calibrate_attention(mq_calibration *c, mq_err *err)
         if (routed)
             MQ_TRY(mq_forward_route(c->forward, MQ_FORWARD_BATCH, c->layer, c->route_ids + row0 * topk,
                                     c->route_coef + row0 * topk, c->x, n, err));
+        if (routed && c->streams)
+            MQ_TRY(c->k->copy(c->dev, c->streams[0] + row0 * c->m->hidden, c->x,
+                              n * c->m->hidden * (int64_t)sizeof(float), err));
         MQ_TRY(mq_stage_write(&c->stage, c->mid, c->x, row0, n, err));
         mq_progress_add(c->progress, n);
     }

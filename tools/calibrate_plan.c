@@ -50,12 +50,14 @@ static mq_status bench_bytes(int64_t *host, int64_t *device, const mq_convert_jo
     int64_t rows = max2(m->hidden, m->moe_intermediate);
     mq_dev *dev;
     MQ_TRY(k->dev_open(&dev, mq_calibration_ordinal(job, 0), 1, NULL, err));
+    mq_status st = k->set_precision(dev, job->opt.calib.recipe.precision, err);
     int64_t worker = k->calibration_bytes(dev, rows, rows, job->opt.group, MQ_CALIB_BLOCK_ROWS) +
                      mq_calib_worker_bytes(m->hidden, m->moe_intermediate, job->opt.group, MQ_CALIB_BLOCK_ROWS);
     k->dev_close(dev);
+    MQ_TRY(st);
     bool on_host = mq_kernels_on_host(k);
     *host = mq_expert_bench_bytes(job) + mq_stage_bytes(k, MQ_CALIB_BLOCK_ROWS, m->hidden) + (on_host ? worker : 0);
-    *device = on_host ? 0 : worker + mq_expert_bench_bytes(job) + 4 * (int64_t)m->hidden * (m->hidden + 1);
+    *device = on_host ? 0 : worker + mq_expert_bench_bytes(job) + 4 * (int64_t)m->hidden * (m->hidden + 1) + 4 * MQ_CALIB_BLOCK_ROWS;
     return MQ_OK;
 }
 
@@ -79,7 +81,8 @@ static int64_t common_bytes(const mq_convert_job *job, int64_t n_rows, int64_t w
 /* Sizes that a plan is made of. */
 typedef struct sizes {
     int64_t fixed, stream, bench, budget;
-    int64_t least_benches; /* 1, or as many as there are GPUs: then no more */
+    int64_t least_benches; /* 1, or as many as there are GPUs */
+    int64_t most_benches;  /* that the GPUs' memory holds */
     bool on_host;
     const mq_convert_job *job;
     int64_t n_rows, window, thread_bytes;
@@ -92,32 +95,49 @@ static int64_t fit(mq_calibration_plan *out, const sizes *s, int n)
     out->n_threads = n;
     out->in_memory = 2 * s->stream <= s->budget / 2 && common + 2 * s->stream + s->least_benches * s->bench <= s->budget;
     int64_t without = common + (out->in_memory ? 2 * s->stream : 0), fitting = (s->budget - without) / s->bench;
-    int64_t most = s->on_host ? min2(n, s->job->source->model.n_experts) : s->least_benches;
+    int64_t most = s->on_host ? min2(n, s->job->source->model.n_experts) : s->most_benches;
     out->n_workers = (int)(fitting >= s->least_benches ? min2(most, fitting) : 0);
     out->peak_bytes = without + max2(out->n_workers, s->least_benches) * s->bench;
     return out->n_workers;
 }
 
-/* Has every device as much memory free as the run takes: first_bytes of the first one, more_bytes of any other?  Found out before
- * hours of work. */
-static mq_status check_devices(const mq_convert_job *job, int64_t n_devices, int64_t first_bytes, int64_t more_bytes, mq_err *err)
+/* What the run takes of a device: for all that is there once, on the first alone; for each bench; for the rows that enter experts. */
+typedef struct device_sizes {
+    int64_t first, bench, stream;
+} device_sizes;
+
+/* Free memory of device i.  MQ_E_NOMEM where it is less than need. */
+static mq_status free_memory(int64_t *free_bytes, const mq_convert_job *job, int i, int64_t need, mq_err *err)
 {
     const mq_kernels *k = mq_calibration_kernels(job);
-    for (int i = 0; i < n_devices; i++) {
-        int64_t need = i == 0 ? first_bytes : more_bytes, free_bytes, total_bytes;
-        char needed[32], left[32];
-        mq_dev *dev;
-        MQ_TRY(k->dev_open(&dev, mq_calibration_ordinal(job, i), 1, NULL, err));
-        mq_status st = k->memory(dev, &free_bytes, &total_bytes, err);
-        if (st == MQ_OK && free_bytes < need) {
-            mq_cli_bytes_text(needed, need);
-            mq_cli_bytes_text(left, free_bytes);
-            st = mq_fail(err, MQ_E_NOMEM, "%s: calibrating this model needs %s of its memory, %s are free", k->dev_name(dev), needed,
-                         left);
-        }
-        k->dev_close(dev);
-        MQ_TRY(st);
+    int64_t total_bytes;
+    char needed[32], left[32];
+    mq_dev *dev;
+    MQ_TRY(k->dev_open(&dev, mq_calibration_ordinal(job, i), 1, NULL, err));
+    mq_status st = k->memory(dev, free_bytes, &total_bytes, err);
+    if (st == MQ_OK && *free_bytes < need) {
+        mq_cli_bytes_text(needed, need);
+        mq_cli_bytes_text(left, *free_bytes);
+        st = mq_fail(err, MQ_E_NOMEM, "%s: calibrating this model needs %s of its memory, %s are free", k->dev_name(dev), needed,
+                     left);
     }
+    k->dev_close(dev);
+    return st;
+}
+
+/* How many benches every one of n devices holds, at most MQ_CALIB_BENCHES, and whether the rows fit beside them.  Too little for one
+ * bench is found out here, before hours of work. */
+static mq_status fit_devices(int64_t *benches, bool *stream_fits, const mq_convert_job *job, int64_t n, const device_sizes *s,
+                             mq_err *err)
+{
+    int64_t least = INT64_MAX;
+    for (int i = 0; i < n; i++) {
+        int64_t first = i == 0 ? s->first : 0, free_bytes;
+        MQ_TRY(free_memory(&free_bytes, job, i, first + s->bench, err));
+        least = min2(least, free_bytes - first);
+    }
+    *benches = min2(MQ_CALIB_BENCHES, least / s->bench);
+    *stream_fits = *benches * s->bench + s->stream <= least;
     return MQ_OK;
 }
 
@@ -133,9 +153,14 @@ mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job
                .stream = 4 * n_rows * m->hidden, .job = job, .n_rows = n_rows,
                .budget = budget > 0 ? budget : mq_machine_bytes() / 2, .window = window, .thread_bytes = thread_bytes,
                .on_host = mq_kernels_on_host(k)};
-    int64_t device_bench;
+    device_sizes device = {.first = streaming + common_bytes(job, n_rows, window, 0), .stream = s.stream};
     s.least_benches = s.on_host ? 1 : min2(mq_calibration_n_devices(job), m->n_experts);
-    MQ_TRY(bench_bytes(&s.bench, &device_bench, job, err));
+    MQ_TRY(bench_bytes(&s.bench, &device.bench, job, err));
+    int64_t per_device = 0;
+    bool stream_fits = false;
+    if (!s.on_host)
+        MQ_TRY(fit_devices(&per_device, &stream_fits, job, s.least_benches, &device, err));
+    s.most_benches = min2(per_device * s.least_benches, m->n_experts);
     mq_codes_shape shape = codes_shape(m);
 
     mq_calibration_plan best = {.n_workers = -1}, p = {.n_rows = n_rows};
@@ -152,8 +177,9 @@ mq_status mq_calibration_plan_for(mq_calibration_plan *out, const mq_convert_job
     *out = best;
     /* On the host common_bytes counts more than there is, as what lies on the first device is among it. */
     if (!s.on_host) {
-        out->device_bytes = streaming + common_bytes(job, n_rows, window, 0) + device_bench;
-        MQ_TRY(check_devices(job, s.least_benches, out->device_bytes, device_bench, err));
+        int64_t n = (best.n_workers + s.least_benches - 1) / s.least_benches;
+        out->on_devices = stream_fits;
+        out->device_bytes = device.first + n * device.bench + (stream_fits ? device.stream : 0);
     }
     /* While a layer is written the next one is done: of the streams two are saved, a third is being made. */
     int64_t codes = max2(mq_codes_bytes(&shape, job->opt.group),

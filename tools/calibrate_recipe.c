@@ -47,6 +47,7 @@ static void recipe_text(char out[256], const mq_calib_recipe *r)
 {
     text_out t = {out, sizeof((mq_recipe_calib *)0)->options};
     out[0] = '\0';
+    put(&t, "precision", r->precision == MQ_PRECISION_BF16 ? "bf16" : "f32");
     put_int(&t, "weight", r->weight_power);
     put_switch(&t, "weighted-search", r->weighted_search);
     put_switch(&t, "act-order", r->act_order);

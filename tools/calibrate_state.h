@@ -23,12 +23,14 @@ typedef struct mq_expert_bench {
     mq_dev *dev;
     mq_stage stage;
     mq_calib_worker *worker;
-    uint8_t *data, *scale;   /* stored bytes of gate, up and down ... */
+    uint8_t *data, *scale;   /* stored bytes of gate, up and down, in host memory that the device copies from and to ... */
     int64_t data_bytes, scale_bytes; /* ... and how many */
     uint8_t *gate_up, *down; /* its units */
     /* In the device's memory where it is not the host's, otherwise NULL. */
     uint8_t *device_data, *device_scale; /* copies of data and scale */
     float *post_norm, *layer_gram;       /* copies of the calibration's */
+    int32_t *index;                      /* [block rows] */
+    const float *stream;                 /* [n_rows, hidden] what enters the MoE, shared by a device's benches; NULL: on the host alone */
 } mq_expert_bench;
 
 /* The end of a layer, on a thread of its own while the next layer is done. */
@@ -82,6 +84,7 @@ struct mq_calibration {
     mq_codes *codes, *other_codes; /* of the layer being done; of the one that is being written */
     uint8_t *device_codes; /* of the expert lent last, dev's memory; NULL on the host */
     float *layer_gram; /* [hidden, hidden] lower triangle, dev's memory */
+    float **streams;   /* [devices] what lies on each of rows that enter the experts; NULL: nothing */
     int32_t *sample;   /* [n_sample] rows for cold experts, ascending */
     int64_t n_sample;
     mq_expert_bench *benches; /* [plan->n_workers] */

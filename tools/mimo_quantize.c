@@ -124,6 +124,8 @@ static mq_status fill_calib(mq_convert_calib *c, quantize_args *a, mq_err *err)
         .window = a->calib_window,
         .recipe = mq_calib_recipe_default(strcmp(a->method, "gptq") == 0 ? MQ_CALIB_GPTQ : MQ_CALIB_IMATRIX, (int)a->group),
     };
+    if (a->devices.cuda)
+        c->recipe.precision = MQ_PRECISION_BF16;
     return a->recipe ? mq_calib_recipe_read(&c->recipe, a->recipe, err) : MQ_OK;
 }
 
