@@ -132,7 +132,7 @@ static mq_status check_store(mq_draft *d, mq_err *err)
     mq_draft_layer_weights layer;
     if (d->kind == MQ_DRAFT_DFLASH)
         MQ_TRY(mq_store_draft(d->store, &shared, err));
-    return mq_draft_layer(d, &layer, 0, 0, err);
+    return mq_draft_layer(d, &layer, 0, mq_store_first_rank(d->store), err);
 }
 
 mq_status mq_draft_create(mq_draft **out, mq_draft_kind kind, const mq_kernels *kernels,

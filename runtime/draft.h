@@ -53,11 +53,19 @@ void mq_draft_free(mq_draft *d); /* accepts NULL */
  * succeed. */
 int64_t mq_draft_bytes(const mq_store *store, mq_draft_kind kind, int64_t max_rows);
 
+typedef struct mq_draft_step_options {
+    bool plain; /* every kernel by itself, no graph: same bits */
+    const mq_exchange_ops *exchange_ops;
+    mq_exchange *exchange; /* with the drafters of other devices, of which each has the ranks that its store holds; all take every
+                              call, each on a thread of its own.  NULL: all ranks are here */
+    mq_exchange_way exchange_way;
+} mq_draft_step_options;
+
 /* From now on through the device's own step (kernels/draft_step.h), if kernels has one for this drafter; before the first
- * commit.  plain: every kernel by itself, no graph, same bits.  Guesses may differ from the composed drafter's by the
+ * commit.  Guesses may differ from the composed drafter's by the
  * rounding of inputs to BF16.  MQ_E_UNSUPPORTED: there is none (the text says why), and the drafter stays composed; MQ_E_NOMEM;
  * MQ_E_DEVICE. */
-mq_status mq_draft_use_step(mq_draft *d, bool plain, mq_err *err);
+mq_status mq_draft_use_step(mq_draft *d, const mq_draft_step_options *o, mq_err *err);
 bool mq_draft_has_step(const mq_draft *d);
 /* Device memory it takes at most; 0 where kernels has none. */
 int64_t mq_draft_step_bytes(const mq_kernels *kernels, const mq_store *store, mq_draft_kind kind);

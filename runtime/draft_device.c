@@ -14,11 +14,12 @@ struct mq_draft_device {
     mq_draft_step *step;
 };
 
-static int only_or_all(const mq_store *store, int *first)
+/* The ranks that compute here. */
+static int local_ranks(const mq_store *store, bool is_spread, int *first)
 {
-    int only = mq_store_only_rank(store);
-    *first = only >= 0 ? only : 0;
-    return only >= 0 ? 1 : mq_store_n_ranks(store);
+    bool is_part = is_spread || mq_store_only_rank(store) >= 0;
+    *first = is_part ? mq_store_first_rank(store) : 0;
+    return is_part ? mq_store_n_held(store) : mq_store_n_ranks(store);
 }
 
 int64_t mq_draft_step_bytes(const mq_kernels *kernels, const mq_store *store, mq_draft_kind kind)
@@ -27,7 +28,7 @@ int64_t mq_draft_step_bytes(const mq_kernels *kernels, const mq_store *store, mq
     if (kind != MQ_DRAFT_DFLASH || !kernels->draft || !mq_draft_available(store, kind))
         return 0;
     return kernels->draft->bytes(mq_store_draft_model(store), mq_store_model(store)->vocab, mq_store_n_ranks(store),
-                                 only_or_all(store, &first));
+                                 local_ranks(store, false, &first));
 }
 
 static mq_status gather(const mq_draft *d, mq_draft_device *v, mq_err *err)
@@ -53,7 +54,7 @@ static mq_status gather(const mq_draft *d, mq_draft_device *v, mq_err *err)
     return MQ_OK;
 }
 
-mq_status mq_draft_use_step(mq_draft *d, bool plain, mq_err *err)
+mq_status mq_draft_use_step(mq_draft *d, const mq_draft_step_options *o, mq_err *err)
 {
     const mq_draft_step_ops *ops = d->k->draft;
     assert(!d->device && d->length == 0);
@@ -69,8 +70,11 @@ mq_status mq_draft_use_step(mq_draft *d, bool plain, mq_err *err)
                                      .vocab = d->s.vocab,
                                      .n_ranks = d->s.n_ranks,
                                      .loop_back = mq_store_only_rank(d->store) >= 0,
-                                     .plain = plain};
-    v->model.n_local = only_or_all(d->store, &v->model.first_rank);
+                                     .exchange_ops = o->exchange_ops,
+                                     .exchange = o->exchange,
+                                     .exchange_way = o->exchange_way,
+                                     .plain = o->plain};
+    v->model.n_local = local_ranks(d->store, o->exchange != NULL, &v->model.first_rank);
     mq_status st = gather(d, v, err);
     if (st == MQ_OK)
         st = ops->create(&v->step, d->dev, &v->model, err);
@@ -117,8 +121,10 @@ mq_status mq_draft_device_propose(mq_draft *d, int32_t *tokens, float *confidenc
     MQ_TRY(mq_draft_device_commit(d, features, before, err));
     if (n > 0)
         rows_from(rows, d, features, before);
-    return d->k->draft->propose(d->device->step, tokens, confidence, n_guesses, rows, (int)(n - before), d->length + before,
-                                anchor, err);
+    MQ_TRY(d->k->draft->propose(d->device->step, tokens, confidence, n_guesses, rows, (int)(n - before), d->length + before,
+                                anchor, err));
+    const mq_draft_step_model *m = &d->device->model;
+    return m->exchange ? m->exchange_ops->check(m->exchange, err) : MQ_OK;
 }
 
 mq_status mq_draft_time_step(mq_draft *d, double *seconds, int n_launches, mq_err *err)

@@ -19,38 +19,11 @@ static int64_t at_most(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-static mq_status open_draft(mq_engine *e, mq_draft_kind kind, mq_err *err)
-{
-    const int *layers;
-    void *p;
-    if (kind == MQ_DRAFT_NONE)
-        return MQ_OK;
-    MQ_TRY(mq_draft_create(&e->draft, kind, e->kernels, e->dev, e->store, e->prefill_rows, err));
-    e->n_taps = mq_draft_taps(e->draft, &layers);
-    e->reach = mq_draft_reach(e->store, kind);
-    e->most_waiting = mq_engine_waiting_rows(e->reach, e->prefill_rows);
-    int64_t floats = e->n_taps * e->most_waiting * mq_store_model(e->store)->hidden;
-    MQ_TRY(e->kernels->alloc(e->dev, &p, 4 * floats, err));
-    e->features = p;
-    e->waiting_ids = calloc((size_t)e->most_waiting, sizeof *e->waiting_ids);
-    return e->waiting_ids ? MQ_OK : mq_fail(err, MQ_E_NOMEM, "drafter: out of memory");
-}
-
 /* Asked by every device's store while it loads. */
 static bool is_stopped(void *ctx)
 {
     mq_engine *e = ctx;
     return __atomic_load_n(&e->has_failed, __ATOMIC_RELAXED) || (e->stopped && e->stopped());
-}
-
-/* The drafter's way through its layers: the device's own, where it has one. */
-static mq_status prepare_draft(mq_engine *e, const mq_engine_options *o, mq_err *err)
-{
-    mq_err why;
-    if (!e->draft || o->composed_step)
-        return MQ_OK;
-    mq_status st = mq_draft_use_step(e->draft, o->plain_step, &why);
-    return st == MQ_OK || st == MQ_E_UNSUPPORTED ? MQ_OK : mq_fail(err, st, "%s", why.text);
 }
 
 static mq_status load_lane(void *ctx, int member, mq_err *err)
@@ -76,7 +49,8 @@ static mq_status prepare_steps(mq_engine *e, const mq_engine_options *o, mq_err 
         MQ_TRY(mq_lane_connect(e->lanes, e->n_lanes, o->allreduce, err));
     for (int i = 0; i < e->n_lanes; i++) {
         MQ_TRY(mq_lane_prepare_step(e->lanes[i], &lo, err));
-        lo.n_taps = 0; /* the drafter is on the first */
+        if (e->n_drafts == 1)
+            lo.n_taps = 0; /* the drafter is on the first */
     }
     return MQ_OK;
 }
@@ -88,7 +62,7 @@ static mq_status open_lanes(mq_engine *e, const char *dir, const mq_engine_optio
     MQ_TRY(mq_engine_check_lanes(o, err));
     MQ_TRY(mq_group_create(&e->group, n, err));
     for (int i = 0; i < n; i++) {
-        mq_store_options so = mq_engine_store_options(o, draft, i);
+        mq_store_options so = mq_engine_store_options(e->kernels, o, draft, i);
         so.stopped = is_stopped;
         so.stopped_ctx = e;
         int ordinal = o->n_devices > 0 ? o->ordinals[i] : 0;
@@ -125,19 +99,21 @@ static mq_status open_parts(mq_engine *e, const char *dir, const mq_engine_optio
     bytes.weights = mq_engine_weight_bytes(e);
     MQ_TRY(mq_engine_check_budget(&bytes, o->memory_bytes, err));
     int64_t each = (bytes.cache + bytes.workspace) / e->n_lanes;
-    e->planned = mq_store_resident_bytes(e->store) + each + bytes.drafter;
+    bool is_spread = mq_engine_spreads_draft(e->kernels, o, draft);
+    int64_t drafter = bytes.drafter / (is_spread ? e->n_lanes : 1);
+    e->planned = mq_store_resident_bytes(e->store) + each + drafter;
     for (int i = 0; i < e->n_lanes; i++)
         MQ_TRY(mq_store_check_room(mq_lane_store(e->lanes[i]),
-                                   each + bytes.reserve / e->n_lanes + (i ? 0 : bytes.drafter), err));
+                                   each + bytes.reserve / e->n_lanes + (i && !is_spread ? 0 : drafter), err));
     e->context = bytes.context;
     e->prefill_rows = mq_engine_prefill_rows(o);
     MQ_TRY(open_join(e, err));
     MQ_TRY(mq_group_run(e->group, load_lane, e, err));
     MQ_TRY(e->kernels->alloc(e->dev, &p, sizeof *e->sampled, err));
     e->sampled = p;
-    MQ_TRY(open_draft(e, draft, err));
-    MQ_TRY(prepare_draft(e, o, err));
-    return prepare_steps(e, o, err);
+    MQ_TRY(mq_engine_open_draft(e, draft, is_spread, err));
+    MQ_TRY(prepare_steps(e, o, err));
+    return mq_engine_prepare_draft(e, o, err);
 }
 
 mq_status mq_engine_open(mq_engine **out, const char *dir, const mq_kernels *kernels,
@@ -162,15 +138,13 @@ void mq_engine_close(mq_engine *e)
 {
     if (!e)
         return;
-    free(e->waiting_ids);
-    mq_draft_free(e->draft);
     if (e->dev) {
-        e->kernels->release(e->dev, e->features);
         e->kernels->release(e->dev, e->sampled);
     }
     /* After a failure one device may still be reading another's memory. */
     for (int i = 0; i < e->n_lanes; i++)
         (void)e->kernels->dev_sync(mq_lane_dev(e->lanes[i]), NULL);
+    mq_engine_close_draft(e);
     mq_join_free(e->join);
     for (int i = 0; i < e->n_lanes; i++)
         mq_lane_close(e->lanes[i]);
@@ -237,8 +211,8 @@ void mq_engine_reset(mq_engine *e)
         mq_cache_truncate(mq_lane_cache(e->lanes[i]), 0);
     e->n_logits = 0;
     e->n_waiting = 0;
-    if (e->draft)
-        mq_draft_reset(e->draft);
+    for (int i = 0; i < e->n_drafts; i++)
+        mq_draft_reset(e->drafts[i]);
 }
 
 void mq_engine_rollback(mq_engine *e, int64_t length)
@@ -267,83 +241,21 @@ static mq_status check_ids(const mq_engine *e, const int32_t *ids, int64_t n, mq
     return MQ_OK;
 }
 
-/* Row i of what waits of a layer's output. */
-static float *waiting_row(const mq_engine *e, int tap, int64_t i)
-{
-    return e->features + (tap * e->most_waiting + i) * mq_engine_model(e)->hidden;
-}
-
-/* Rows from the first on that wait and that no proposal can see. */
-static int64_t out_of_reach(const mq_engine *e)
-{
-    return e->reach >= 0 && e->n_waiting > e->reach ? e->n_waiting - e->reach : 0;
-}
-
-/* Tell the drafter of the positions that wait, as far as it can still see them, but for the last keep (at most prefill_rows). */
-static mq_status commit_waiting(mq_engine *e, int64_t keep, mq_err *err)
-{
-    int64_t at = out_of_reach(e), n;
-    if (at > 0)
-        mq_draft_skip(e->draft, at);
-    for (; at < e->n_waiting - keep; at += n) {
-        const float *features[MQ_MAX_TAPS];
-        n = at_most(e->n_waiting - keep - at, e->prefill_rows);
-        for (int i = 0; i < e->n_taps; i++)
-            features[i] = waiting_row(e, i, at);
-        MQ_TRY(mq_draft_commit(e->draft, e->waiting_ids + at, features, n, err));
-    }
-    return MQ_OK;
-}
-
-/* Forget the rows that no proposal will see, and move the others to the front: in pieces that do not touch
- * what they come from. */
-static mq_status drop_old(mq_engine *e, mq_err *err)
-{
-    int64_t keep = mq_engine_waiting_kept(e->reach), drop = e->n_waiting - keep;
-    int64_t row_bytes = 4 * (int64_t)mq_engine_model(e)->hidden;
-    for (int64_t i = 0, n; i < keep; i += n) {
-        n = at_most(keep - i, drop);
-        for (int tap = 0; tap < e->n_taps; tap++)
-            MQ_TRY(e->kernels->copy(e->dev, waiting_row(e, tap, i), waiting_row(e, tap, drop + i), n * row_bytes, err));
-    }
-    MQ_TRY(e->kernels->dev_sync(e->dev, err)); /* the lanes that write there may have streams of their own */
-    memmove(e->waiting_ids, e->waiting_ids + drop, (size_t)keep * sizeof *e->waiting_ids);
-    mq_draft_skip(e->draft, drop);
-    e->n_waiting = keep;
-    return MQ_OK;
-}
-
-static mq_status commit_all(mq_engine *e, mq_err *err)
-{
-    MQ_TRY(commit_waiting(e, 0, err));
-    e->n_waiting = 0;
-    return MQ_OK;
-}
-
-/* Where the residual stream of the next n rows is kept for the drafter. */
-static mq_status make_room(mq_engine *e, float **out, int64_t n, mq_err *err)
-{
-    if (e->n_waiting + n > e->most_waiting)
-        MQ_TRY(e->reach < 0 ? commit_all(e, err) : drop_old(e, err));
-    for (int i = 0; i < e->n_taps; i++)
-        out[i] = waiting_row(e, i, e->n_waiting);
-    return MQ_OK;
-}
-
 /* One call of every lane. */
 typedef struct call {
     mq_engine *e;
     bool is_step;
     const int32_t *ids;
     int64_t n, n_logits; /* rows fed, and how many of them, the last, get logits */
-    float *captures[MQ_MAX_TAPS];
 } call;
 
 static mq_status feed_lane(const call *c, int member, mq_err *err)
 {
     const mq_engine *e = c->e;
     mq_lane *l = e->lanes[member];
-    MQ_TRY(mq_lane_feed(l, c->is_step, c->ids, c->n, member == 0 ? c->captures : NULL, err));
+    float *captures[MQ_MAX_TAPS];
+    bool has_draft = mq_engine_captures(e, member, captures);
+    MQ_TRY(mq_lane_feed(l, c->is_step, c->ids, c->n, has_draft ? captures : NULL, err));
     if (c->n_logits == 0)
         return e->kernels->dev_sync(mq_lane_dev(l), err);
     MQ_TRY(mq_lane_head(l, c->n_logits, err));
@@ -371,7 +283,7 @@ static mq_status feed(mq_engine *e, bool is_step, const int32_t *ids, int64_t n,
     e->n_logits = 0;
     e->has_sampled = false;
     if (e->draft)
-        MQ_TRY(make_room(e, c.captures, n, err));
+        MQ_TRY(mq_engine_make_room(e, n, err));
     MQ_TRY(mq_group_run(e->group, call_lane, &c, err));
     if (e->draft) {
         memcpy(e->waiting_ids + e->n_waiting, ids, (size_t)n * sizeof *ids);
@@ -453,38 +365,6 @@ mq_status mq_engine_sample(mq_engine *e, int32_t *token, int row, const mq_sampl
 const char *mq_engine_why_composed(const mq_engine *e)
 {
     return mq_lane_why_composed(e->lanes[0]);
-}
-
-mq_draft_kind mq_engine_draft_kind(const mq_engine *e)
-{
-    return e->draft ? mq_draft_kind_of(e->draft) : MQ_DRAFT_NONE;
-}
-
-bool mq_engine_has_draft_step(const mq_engine *e)
-{
-    return e->draft && mq_draft_has_step(e->draft);
-}
-
-int mq_engine_draft_most(const mq_engine *e)
-{
-    return e->draft ? mq_draft_most(e->draft) : 0;
-}
-
-mq_status mq_engine_propose(mq_engine *e, int32_t *tokens, float *confidence, int32_t anchor, int n,
-                            mq_err *err)
-{
-    assert(e->draft);
-    if (anchor < 0 || anchor >= mq_engine_model(e)->vocab)
-        return mq_fail(err, MQ_E_ARG, "token id %d at position %lld, expected 0 to %d", anchor,
-                       (long long)mq_engine_length(e), mq_engine_model(e)->vocab - 1);
-    int64_t last = at_most(e->n_waiting - out_of_reach(e), e->prefill_rows), at = e->n_waiting - last;
-    const float *features[MQ_MAX_TAPS];
-    MQ_TRY(commit_waiting(e, last, err));
-    for (int i = 0; i < e->n_taps; i++)
-        features[i] = waiting_row(e, i, at);
-    MQ_TRY(mq_draft_commit_propose(e->draft, tokens, confidence, e->waiting_ids + at, features, last, anchor, n, err));
-    e->n_waiting = 0;
-    return MQ_OK;
 }
 
 mq_status mq_engine_distinct_experts(mq_engine *e, int32_t *out, mq_err *err)

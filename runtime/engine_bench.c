@@ -30,8 +30,8 @@ mq_status mq_engine_skip(mq_engine *e, int64_t n, uint64_t seed, mq_err *err)
     bench_call c = {.e = e, .n = n, .seed = seed};
     e->n_logits = 0;
     MQ_TRY(mq_group_run(e->group, skip_lane, &c, err));
-    if (e->draft)
-        mq_draft_skip(e->draft, e->n_waiting + n);
+    for (int i = 0; i < e->n_drafts; i++)
+        mq_draft_skip(e->drafts[i], e->n_waiting + n);
     e->n_waiting = 0;
     return MQ_OK;
 }

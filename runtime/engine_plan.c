@@ -103,6 +103,7 @@ mq_status mq_engine_plan_bytes(mq_engine_bytes *out, const mq_kernels *kernels, 
     out->draft = draft;
     out->reserve = strcmp(kernels->name, "cpu") ? mq_engine_n_lanes(o) * RESERVE_BYTES : 0;
     MQ_TRY(drafter_bytes(&out->drafter, kernels, s, draft, rows, o->composed_step, err)); /* also sees that it is there */
+    out->drafter *= mq_engine_spreads_draft(kernels, o, draft) ? mq_engine_n_lanes(o) : 1;
     const mq_lane_options lo = {.context = out->context,
                                 .rows = rows,
                                 .n_taps = n_taps_of(s, draft),
@@ -122,15 +123,23 @@ mq_status mq_engine_check_lanes(const mq_engine_options *o, mq_err *err)
     return MQ_OK;
 }
 
-mq_store_options mq_engine_store_options(const mq_engine_options *o, mq_draft_kind draft, int lane)
+bool mq_engine_spreads_draft(const mq_kernels *kernels, const mq_engine_options *o, mq_draft_kind draft)
 {
+    return mq_engine_n_lanes(o) > 1 && draft == MQ_DRAFT_DFLASH && kernels->draft && kernels->exchange && !o->composed_step &&
+           n_ranks_of(o) <= MQ_EXCHANGE_MAX_RANKS;
+}
+
+mq_store_options mq_engine_store_options(const mq_kernels *kernels, const mq_engine_options *o, mq_draft_kind draft, int lane)
+{
+    bool is_spread = mq_engine_spreads_draft(kernels, o, draft);
     int n_ranks = n_ranks_of(o), n_held = n_ranks / mq_engine_n_lanes(o);
     return (mq_store_options){.n_ranks = n_ranks,
                               .first_rank = lane * n_held,
                               .n_held = n_held,
                               .n_threads = o->n_threads,
                               .check = true,
-                              .dflash = lane == 0 && draft == MQ_DRAFT_DFLASH,
+                              .dflash = (lane == 0 || is_spread) && draft == MQ_DRAFT_DFLASH,
+                              .spread_draft = is_spread,
                               .mtp = lane == 0 && draft == MQ_DRAFT_MTP,
                               .progress = lane == 0 ? o->progress : NULL,
                               .progress_ctx = o->progress_ctx,
@@ -147,7 +156,7 @@ mq_status mq_engine_plan(mq_engine_bytes *out, const char *dir, const mq_kernels
     MQ_TRY(mq_engine_choose_draft(&draft, dir, options, err));
     MQ_TRY(mq_engine_check_lanes(options, err));
     for (int i = 0; i < mq_engine_n_lanes(options); i++) {
-        const mq_store_options so = mq_engine_store_options(options, draft, i);
+        const mq_store_options so = mq_engine_store_options(kernels, options, draft, i);
         mq_store *s;
         MQ_TRY(mq_store_open(&s, dir, &so, err));
         weights += mq_store_resident_bytes(s);

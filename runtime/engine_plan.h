@@ -20,8 +20,10 @@ int64_t mq_engine_waiting_rows(int64_t reach, int64_t rows);
 
 /* MQ_E_ARG: ranks and devices do not fit each other. */
 mq_status mq_engine_check_lanes(const mq_engine_options *o, mq_err *err);
-/* What a lane's store is opened with; the drafter lives with the first. */
-mq_store_options mq_engine_store_options(const mq_engine_options *o, mq_draft_kind draft, int lane);
+/* Is the drafter cut for the lanes, each with its ranks?  Otherwise it lives with the first. */
+bool mq_engine_spreads_draft(const mq_kernels *kernels, const mq_engine_options *o, mq_draft_kind draft);
+/* What a lane's store is opened with. */
+mq_store_options mq_engine_store_options(const mq_kernels *kernels, const mq_engine_options *o, mq_draft_kind draft, int lane);
 
 /* Everything but out->weights, of an open store.  MQ_E_ARG: context; MQ_E_UNSUPPORTED: no such drafter. */
 mq_status mq_engine_plan_bytes(mq_engine_bytes *out, const mq_kernels *kernels, const mq_store *s, const mq_engine_options *o,

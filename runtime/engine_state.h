@@ -34,13 +34,25 @@ struct mq_engine {
     mq_sampling sampling;
     chosen host_sampled;
 
-    mq_draft *draft;      /* NULL: none */
+    mq_draft *draft;      /* of lane 0; NULL: none */
+    mq_draft *drafts[MQ_ENGINE_DEVICES]; /* [n_drafts] of the lanes: all, or the first's alone */
+    int n_drafts;
     int n_taps;           /* layers it looks at */
     int64_t reach;        /* mq_draft_reach */
     int64_t most_waiting; /* rows of */
-    float *features;      /* [n_taps, most_waiting, hidden], dev's memory: positions from */
+    float *features[MQ_ENGINE_DEVICES]; /* of each drafter's lane: [n_taps, most_waiting, hidden], positions from */
     int32_t *waiting_ids; /* [most_waiting] the drafter's length on, and their tokens */
     int64_t n_waiting;
 };
+
+/* ---- engine_draft.c ---- */
+
+/* The drafter, on every lane or on the first; and, when lanes are connected, its way through its layers. */
+mq_status mq_engine_open_draft(mq_engine *e, mq_draft_kind kind, bool is_spread, mq_err *err);
+mq_status mq_engine_prepare_draft(mq_engine *e, const mq_engine_options *o, mq_err *err);
+void mq_engine_close_draft(mq_engine *e); /* lanes are still there, and idle */
+/* Room for n rows more to wait; then where lane member keeps them of each tap, false where it has no drafter. */
+mq_status mq_engine_make_room(mq_engine *e, int64_t n, mq_err *err);
+bool mq_engine_captures(const mq_engine *e, int member, float **out);
 
 #endif

@@ -145,6 +145,12 @@ mq_status mq_lane_prepare_step(mq_lane *l, const mq_lane_options *options, mq_er
     return st == MQ_OK || st == MQ_E_UNSUPPORTED ? MQ_OK : mq_fail(err, st, "%s", l->why_composed.text);
 }
 
+mq_exchange *mq_lane_exchange(const mq_lane *l, mq_exchange_way *way)
+{
+    *way = l->way;
+    return l->exchange;
+}
+
 const char *mq_lane_why_composed(const mq_lane *l)
 {
     return l->step ? NULL : l->why_composed.text;

@@ -23,7 +23,7 @@ typedef struct mq_lane mq_lane;
 
 typedef struct mq_lane_options {
     int64_t context, rows;  /* positions; rows of a call at most (at least MQ_LANE_STEP_ROWS) */
-    const int *tap_layers;  /* [n_taps] whose residual stream is wanted, borrowed for the call; lane 0 alone has any */
+    const int *tap_layers;  /* [n_taps] whose residual stream is wanted, borrowed for the call; none where no drafter is */
     int n_taps;
     bool composed_step;     /* never the device's own step */
     bool plain_step;        /* the device's step without a graph */
@@ -45,6 +45,8 @@ mq_status mq_lane_load(mq_lane *l, const mq_lane_options *options, mq_join *join
 mq_status mq_lane_connect(mq_lane *const *lanes, int n, mq_exchange_way way, mq_err *err);
 /* The device's step, where there is one: after mq_lane_load and mq_lane_connect. */
 mq_status mq_lane_prepare_step(mq_lane *l, const mq_lane_options *options, mq_err *err);
+/* Its end of the exchange with other lanes, and which way that goes; NULL: none. */
+mq_exchange *mq_lane_exchange(const mq_lane *l, mq_exchange_way *way);
 /* Why steps are composed of single operations; NULL: they are not. */
 const char *mq_lane_why_composed(const mq_lane *l);
 

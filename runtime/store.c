@@ -108,7 +108,7 @@ static mq_status open_backend(mq_store *s, mq_err *err)
     s->head = calloc((size_t)s->held_heads.n, sizeof *s->head);
     if (!s->layer_bytes || !s->experts_bytes || !s->layer || !s->head)
         return mq_fail(err, MQ_E_NOMEM, "%s: out of memory", s->dir);
-    MQ_TRY(mq_drafters_init(&s->drafters, &s->backend, &s->place, s->only_rank >= 0 ? s->held : (mq_rank_span){0, s->n_ranks},
+    MQ_TRY(mq_drafters_init(&s->drafters, &s->backend, &s->place, s->only_rank >= 0 || s->options.spread_draft ? s->held : (mq_rank_span){0, s->n_ranks},
                             s->options.dflash, s->options.mtp, err));
     MQ_TRY(s->backend.ops->reader_open(s->backend.impl, &s->reader, err));
     MQ_TRY(measure(s, err));
@@ -139,7 +139,7 @@ mq_status mq_store_open(mq_store **out, const char *dir, const mq_store_options 
               : options->n_held > 0 ? (mq_rank_span){options->first_rank, options->n_held}
                                     : (mq_rank_span){0, s->n_ranks};
     bool has_draft = options->dflash || options->mtp;
-    s->held_heads = has_draft && s->only_rank < 0 ? (mq_rank_span){0, s->n_ranks} : s->held;
+    s->held_heads = has_draft && s->only_rank < 0 && !options->spread_draft ? (mq_rank_span){0, s->n_ranks} : s->held;
     s->held_layer = s->held_expert_layer = s->held_expert = s->held_expert_rank = -1;
     pthread_mutex_init(&s->progress_lock, NULL);
     bool is_host = !options->kernels || !strcmp(options->kernels->name, "cpu");

@@ -51,11 +51,12 @@ typedef struct mq_store_options {
     bool resident;
     int n_ranks; /* logical ranks R: a divisor of the packed model's N; 1 for a checkpoint or any R
                     that mq_plan allows */
-    int first_rank, n_held; /* ranks whose weights are lent; n_held 0: all.  A store with a drafter lends the whole head */
+    int first_rank, n_held; /* ranks whose weights are lent; n_held 0: all.  A store with a drafter lends all ranks' of it, and the whole head */
     int n_threads; /* for reading and checking; 0: all processors */
     bool check;    /* packed: compare every record's digest while loading */
     bool dflash;   /* lend the DFlash drafter, where the model has one; without, it takes no memory */
     bool mtp;      /* the same for the MTP layers */
+    bool spread_draft; /* of drafters and head the held ranks' slices alone, not all: a drafter that is spread over devices */
     /* Called with bytes read so far and in all while a resident store loads, from any thread, one
      * call at a time; may be NULL. */
     void (*progress)(void *ctx, int64_t done_bytes, int64_t total_bytes);

@@ -16,8 +16,19 @@ enum { N_TAPS = 3, POSITIONS = 300, MOST = 7, ROWS = 8, N_LENGTHS = 9, MAX_ROWS 
 static const int64_t lengths[N_LENGTHS] = {1, 8, 57, 64, 65, 249, 256, 264, 300};
 
 static const mq_kernels *gpu;
+static mq_kernels composed; /* gpu's table, attention in F32 whatever the precision */
 static bool is_emulated;
 static mq_err err;
+static const mq_draft_step_options options = {.plain = false};
+
+static mq_status exact_attention(mq_dev *dev, float *out, const float *q, const mq_kv *kv, int n_heads, const float *sink,
+                                 int window, int64_t n, int64_t pos0, mq_err *e)
+{
+    MQ_TRY(gpu->set_precision(dev, MQ_PRECISION_F32, e));
+    mq_status st = gpu->attention_block(dev, out, q, kv, n_heads, sink, window, n, pos0, e);
+    MQ_TRY(gpu->set_precision(dev, MQ_PRECISION_BF16, e));
+    return st;
+}
 
 typedef enum way { COMPOSED, GRAPH, PLAIN } way;
 
@@ -47,9 +58,9 @@ static bench open_bench(way how, int n_ranks, int64_t changed)
     mq_assert_ok(gpu->set_precision(b.dev, MQ_PRECISION_BF16, &err), &err);
     b.store = open_store(b.dev, n_ranks, true);
     b.hidden = mq_store_model(b.store)->hidden;
-    mq_assert_ok(mq_draft_create(&b.d, MQ_DRAFT_DFLASH, gpu, b.dev, b.store, MAX_ROWS, &err), &err);
+    mq_assert_ok(mq_draft_create(&b.d, MQ_DRAFT_DFLASH, how == COMPOSED ? &composed : gpu, b.dev, b.store, MAX_ROWS, &err), &err);
     if (how != COMPOSED)
-        mq_assert_ok(mq_draft_use_step(b.d, how == PLAIN, &err), &err);
+        mq_assert_ok(mq_draft_use_step(b.d, &(mq_draft_step_options){.plain = how == PLAIN}, &err), &err);
     ck_assert(mq_draft_has_step(b.d) == (how != COMPOSED));
     int64_t count = POSITIONS * b.hidden;
     float *x = malloc((size_t)count * sizeof *x);
@@ -191,7 +202,7 @@ START_TEST(what_has_no_step_says_why_and_stays_composed)
     mq_store *s = open_store(NULL, 1, false);
     mq_assert_ok(ref_kernels()->dev_open(&dev, 0, 1, NULL, &err), &err);
     mq_assert_ok(mq_draft_create(&d, MQ_DRAFT_DFLASH, ref_kernels(), dev, s, 8, &err), &err);
-    mq_assert_fails(mq_draft_use_step(d, false, &err), MQ_E_UNSUPPORTED, &err, "cpu: no draft step of its own");
+    mq_assert_fails(mq_draft_use_step(d, &options, &err), MQ_E_UNSUPPORTED, &err, "cpu: no draft step of its own");
     ck_assert(!mq_draft_has_step(d));
     ck_assert_int_eq(mq_draft_step_bytes(ref_kernels(), s, MQ_DRAFT_DFLASH), 0);
     ck_assert_int_eq(mq_draft_step_bytes(gpu, s, MQ_DRAFT_MTP), 0);
@@ -211,9 +222,9 @@ START_TEST(failures_of_the_device_are_reported)
     int32_t ids[1] = {0}, token[MOST];
     float confidence[MOST];
     mq_emulator_fail_allocation(1);
-    mq_assert_fails(mq_draft_use_step(b.d, false, &err), MQ_E_NOMEM, &err, "bytes for the draft step");
+    mq_assert_fails(mq_draft_use_step(b.d, &options, &err), MQ_E_NOMEM, &err, "bytes for the draft step");
     ck_assert(!mq_draft_has_step(b.d));
-    mq_assert_ok(mq_draft_use_step(b.d, true, &err), &err);
+    mq_assert_ok(mq_draft_use_step(b.d, &(mq_draft_step_options){.plain = true}, &err), &err);
     mq_emulator_fail_launch(1);
     mq_assert_fails(mq_draft_commit_propose(b.d, token, confidence, ids, rows, 1, 5, MOST, &err), MQ_E_DEVICE, &err,
                     "cuda 0: draft begin: ");
@@ -248,6 +259,8 @@ int main(void)
         printf("SKIPPED: no GPU\n");
         return MQ_TEST_SKIP;
     }
+    composed = *gpu;
+    composed.attention_block = exact_attention;
     mq_emulator_guard_memory(true);
     int status = mq_test_run(suite());
     if (is_emulated && status == 0) {

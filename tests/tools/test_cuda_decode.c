@@ -273,6 +273,34 @@ START_TEST(two_devices_do_not_change_a_bit)
 }
 END_TEST
 
+/* A drafter on two devices, its ranks with those of the model, guesses what one on one device guesses. */
+START_TEST(a_drafter_on_two_devices_does_not_change_a_bit)
+{
+    enum { N = 13, MORE = 5, GUESSES = 7 };
+    int32_t ids[N + MORE], tokens[2][2][GUESSES];
+    float confidence[2][2][GUESSES];
+    if (n_devices < 2) {
+        printf("SKIPPED: one device\n");
+        return;
+    }
+    ids_of(ids, N + MORE);
+    char *dir = pack("nano", 64, 2);
+    for (int i = 0; i < 2; i++) {
+        mq_engine *e = open_on(gpu, i + 1, dir, 2, MQ_DRAFT_DFLASH, false);
+        for (int at = 0; at < N; at += 8) /* steps: prefill's bits are others on two devices */
+            mq_assert_ok(mq_engine_step(e, ids + at, N - at < 8 ? N - at : 8, &err), &err);
+        mq_assert_ok(mq_engine_propose(e, tokens[i][0], confidence[i][0], 17, GUESSES, &err), &err);
+        mq_assert_ok(mq_engine_step(e, ids + N, MORE, &err), &err);
+        mq_engine_rollback(e, N + 3);
+        mq_assert_ok(mq_engine_propose(e, tokens[i][1], confidence[i][1], 18, GUESSES, &err), &err);
+        mq_engine_close(e);
+    }
+    ck_assert_mem_eq(tokens[0], tokens[1], sizeof tokens[0]);
+    ck_assert_mem_eq(confidence[0], confidence[1], sizeof confidence[0]);
+    free(dir);
+}
+END_TEST
+
 START_TEST(a_checkpoint_in_its_own_precision_is_composed)
 {
     mq_engine *e;
@@ -304,6 +332,7 @@ int main(void)
     tcase_add_test(t, a_rows_bits_do_not_depend_on_the_width_or_the_graph);
     tcase_add_test(t, text_is_the_same_with_and_without_speculation);
     tcase_add_test(t, two_devices_do_not_change_a_bit);
+    tcase_add_test(t, a_drafter_on_two_devices_does_not_change_a_bit);
     tcase_add_test(t, a_checkpoint_in_its_own_precision_is_composed);
     suite_add_tcase(s, t);
     return mq_test_run(s);
