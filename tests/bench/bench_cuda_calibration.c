@@ -4,7 +4,7 @@
  *
  *   bench_cuda_calibration [TOKENS [EXPERTS [SECONDS [GROUP [METHOD-PRECISION-WORKERS...]]]]]
  *
- * METHOD gptq or imatrix; PRECISION f32 or bf16; WORKERS experts at a time, 0: one expert with the device waited for after every
+ * METHOD gptq (gptq0, gptq1: with so many rounds) or imatrix; PRECISION f32 or bf16; WORKERS experts at a time, 0: one expert with the device waited for after every
  * operation, the profile.  No expert is begun after SECONDS.  Exit 77 without a GPU. */
 #include <pthread.h>
 #include <stdio.h>
@@ -393,12 +393,14 @@ static bool do_run(source *s, const char *what, int64_t n_experts, int group, do
 {
     char method[16], name[16];
     int n_workers;
-    if (sscanf(what, "%15[a-z]-%15[a-z0-9]-%d", method, name, &n_workers) != 3 || n_workers < 0 || n_workers > MAX_WORKERS)
+    if (sscanf(what, "%15[a-z0-9]-%15[a-z0-9]-%d", method, name, &n_workers) != 3 || n_workers < 0 || n_workers > MAX_WORKERS)
         return false;
     bool imatrix = strcmp(method, "imatrix") == 0, bf16 = strcmp(name, "bf16") == 0;
     s->recipe = mq_calib_recipe_default(imatrix ? MQ_CALIB_IMATRIX : MQ_CALIB_GPTQ, group);
+    if (strncmp(method, "gptq", 4) == 0 && method[4])
+        s->recipe.rounds = atoi(method + 4);
     mq_precision precision = bf16 ? MQ_PRECISION_BF16 : MQ_PRECISION_F32;
-    printf("\n%s, g%d, %lld tokens an expert, %s\n", imatrix ? "imatrix" : "gptq", group, (long long)s->n_tokens,
+    printf("\n%s, g%d, %lld tokens an expert, %s\n", method, group, (long long)s->n_tokens,
            bf16 ? "bf16" : "f32");
     fflush(stdout);
     if (n_workers > 0)
