@@ -4,7 +4,7 @@
 #   tests/device_run.sh pack ARCHIVE.tar.zst  builds with CUDA (build/device) and packs programs, the shared libraries
 #                                             they need and this script, and the models of tests/data unless MQ_DATA=no:
 #                                             then MQ_SOURCE names a checkout over there
-#   tests/device_run.sh run [KIND...]         in the unpacked folder; KIND: tests memcheck racecheck initcheck synccheck
+#   tests/device_run.sh run [KIND...]         in the unpacked folder; KIND: tests tools memcheck racecheck initcheck synccheck
 #                                             bench, or all of them in this order (the default)
 #
 # The archive needs no installation: a driver, cuBLAS and, for the checkers, compute-sanitizer are the machine's.  Programs
@@ -17,6 +17,7 @@ programs='test_cuda_device test_cuda_rows test_cuda_linear test_cuda_bf16 test_c
           test_cuda_fill test_cuda_step_linear test_cuda_step_rows test_cuda_step_attention test_cuda_step_experts test_cuda_step_router
           test_cuda_codes test_cuda_gram test_cuda_solve test_cuda_ldlq test_cuda_refine test_cuda_prefill test_cuda_model test_cuda_load
           test_cuda_synthetic test_cuda_exchange test_cuda_draft test_cuda_decode test_cuda_calibrate'
+only_tests='test_speculative' # whole texts: too slow for the checkers
 benches='bench_cuda bench_cuda_experts bench_exchange'
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -30,10 +31,10 @@ pack() {
     archive=$(realpath "$archive")
     cmake -S "$root" -B "$root/build/device" -G Ninja -DCMAKE_BUILD_TYPE=Release -DMQ_CUDA=ON
     # shellcheck disable=SC2086  # a list of targets
-    ninja -C "$root/build/device" $programs $benches mimo-quantize mimo-verify mimo-run
+    ninja -C "$root/build/device" $programs $only_tests $benches mimo-quantize mimo-verify mimo-run
     stage=$(mktemp -d)
     mkdir -p "$stage/mq-device/lib"
-    for program in $programs $benches ../mimo-quantize ../mimo-verify ../mimo-run; do
+    for program in $programs $only_tests $benches ../mimo-quantize ../mimo-verify ../mimo-run; do
         cp "$root/build/device/tests/$program" "$stage/mq-device/"
         strip "$stage/mq-device/${program##*/}"
         for library in $(libraries_of "$root/build/device/tests/$program"); do
@@ -46,7 +47,7 @@ pack() {
         cp "$here/data/text/eval.txt" "$stage/mq-device/tests/data/text/"
     fi
     cp -r "$here/bench/configs" "$stage/mq-device/"
-    cp "$here/device_run.sh" "$stage/mq-device/"
+    cp "$here/device_run.sh" "$here/device_tools.sh" "$stage/mq-device/"
     tar -C "$stage" -c mq-device | zstd -T0 -12 --long=27 -qfo "$archive" # programs have much in common
     rm -rf "$stage"
     ls -l "$archive"
@@ -108,7 +109,7 @@ report() {
 }
 
 run() {
-    local kinds=${*:-tests memcheck racecheck initcheck synccheck bench} kind program checker cublas context
+    local kinds=${*:-tests tools memcheck racecheck initcheck synccheck bench} kind program checker cublas context
     cd "$here"
     if ! nvidia-smi -L; then
         echo "no GPU" >&2
@@ -123,9 +124,12 @@ run() {
     for kind in $kinds; do
         case $kind in
             tests)
-                for program in ${MQ_PROGRAMS:-$programs}; do
+                for program in ${MQ_PROGRAMS:-$programs $only_tests}; do
                     beside tests "$program" "./$program"
                 done ;;
+            tools)
+                wait
+                one tools device_tools bash ./device_tools.sh . "$MQ_SOURCE" ;;
             bench)
                 wait
                 one bench bench_cuda ./bench_cuda
