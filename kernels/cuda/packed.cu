@@ -45,33 +45,43 @@ template <int GROUP> static __device__ __forceinline__ int64_t scales_at(int64_t
                         : u * mq_block_bytes(GROUP) + MQ_UNIT_CODE_BYTES;
 }
 
-/* What a thread copies into each stage. */
+/* Where a thread's copies come from, in the first of RING units: places in the next are a constant further, so that a copy is one
+ * instruction. */
 struct loader {
-    const uint16_t *x;
-    const uint8_t *tile; /* the warp's first */
-    uint32_t piece[PACKED_TOKENS / LOAD_ROWS]; /* its piece of its tokens in unit 0: 16-byte pieces from x */
-    uint32_t next_tile; /* bytes to the warp's second tile */
-    int n_tokens;       /* a multiple of COLUMNS: those that are copied */
+    const uint8_t *token[PACKED_TOKENS / LOAD_ROWS], *codes[WARP_TILES], *scales;
+    int n_tokens; /* a multiple of COLUMNS: those that are copied */
 };
 
+/* k: a constant, counted from the loader's unit. */
 template <int GROUP>
-static __device__ __forceinline__ void load_stage(uint8_t *stage, const loader &from, int64_t u)
+static __device__ __forceinline__ void load_stage(uint8_t *stage, const loader &from, int k)
 {
     typedef unit_layout<GROUP> unit;
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
     int piece = (int)threadIdx.x % PIECES, token = (int)threadIdx.x / PIECES;
+    uint8_t *tokens = stage + token * TOKEN_BYTES + (piece ^ token % 2 * (PIECES / 2)) * 16;
 #pragma unroll
-    for (int k = 0; k < PACKED_TOKENS / LOAD_ROWS; k++, token += LOAD_ROWS)
-        if (token < from.n_tokens)
-            copy_async16(stage + token * TOKEN_BYTES + (piece ^ token % 2 * (PIECES / 2)) * 16, from.x + ((int64_t)from.piece[k] + u * PIECES) * 8);
+    for (int i = 0; i < PACKED_TOKENS / LOAD_ROWS; i++)
+        if (token + i * LOAD_ROWS < from.n_tokens)
+            copy_async16(tokens + i * LOAD_ROWS * TOKEN_BYTES, from.token[i] + k * TOKEN_BYTES);
     uint8_t *units = stage + PACKED_TOKENS * TOKEN_BYTES + warp * WARP_TILES * unit::BYTES;
 #pragma unroll
     for (int m = 0; m < WARP_TILES; m++)
-        copy_async16(units + m * unit::BYTES + lane * 16, from.tile + m * from.next_tile + codes_at<GROUP>(u) + lane * 16);
+        copy_async16(units + m * unit::BYTES + lane * 16, from.codes[m] + codes_at<GROUP>(k));
     int m = lane / (unit::SCALE_BYTES / 16), at = lane % (unit::SCALE_BYTES / 16) * 16;
     if (m < WARP_TILES)
-        copy_async16(units + m * unit::BYTES + MQ_UNIT_CODE_BYTES + at,
-                     from.tile + m * from.next_tile + scales_at<GROUP>(u) + at);
+        copy_async16(units + m * unit::BYTES + MQ_UNIT_CODE_BYTES + at, from.scales + scales_at<GROUP>(k));
+}
+
+template <int GROUP> static __device__ __forceinline__ void advance(loader &from)
+{
+#pragma unroll
+    for (int i = 0; i < PACKED_TOKENS / LOAD_ROWS; i++)
+        from.token[i] += RING * TOKEN_BYTES;
+#pragma unroll
+    for (int m = 0; m < WARP_TILES; m++)
+        from.codes[m] += codes_at<GROUP>(RING);
+    from.scales += codes_at<GROUP>(RING);
 }
 
 /* One word of codes to the four registers of A: exact BF16 values.  INT4: 0x4300 | u is 128 + u, then less 136.  MXFP4:
@@ -158,15 +168,17 @@ static __device__ __forceinline__ void store(const packed_job &job, const packed
 {
     int lane = (int)threadIdx.x % WARP, g = lane / 4, t = lane % 4;
 #pragma unroll
-    for (int m = 0; m < WARP_TILES; m++)
+    for (int j = 0; j < TOKEN_GROUPS; j++) {
+        if (j * COLUMNS >= span.n)
+            break;
 #pragma unroll
-        for (int j = 0; j < TOKEN_GROUPS; j++)
+        for (int i = 0; i < 2; i++) {
+            int token = j * COLUMNS + 2 * t + i;
+            int64_t row = (int64_t)(span.first + token) * job.stride;
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int token = j * COLUMNS + 2 * t + i;
+            for (int m = 0; m < WARP_TILES; m++) {
                 if (token >= span.n || tile + m >= job.n_tiles)
                     continue;
-                int64_t row = (int64_t)(span.first + token) * job.stride;
                 float top = sum[m][j][i], bottom = sum[m][j][2 + i];
                 if (SWIGLU) {
                     ((uint16_t *)job.out)[row + (tile + m) * 8 + g] = mq_f32_to_bf16(top / (1.0f + expf(-top)) * bottom);
@@ -175,6 +187,8 @@ static __device__ __forceinline__ void store(const packed_job &job, const packed
                     ((float *)job.out)[row + (tile + m) * MQ_UNIT_ROWS + 8 + g] = bottom;
                 }
             }
+        }
+    }
 }
 
 template <int GROUP, bool SWIGLU>
@@ -182,7 +196,8 @@ static __global__ void __launch_bounds__(THREADS, 3) packed_kernel(packed_job jo
 {
     typedef unit_layout<GROUP> unit;
     MQ_SHARED_DYNAMIC(ring, uint8_t);
-    int64_t blocks = (job.n_tiles + BLOCK_TILES - 1) / BLOCK_TILES, at = blockIdx.x / blocks, n_units = job.cols / MQ_UNIT_COLS;
+    int64_t blocks = (job.n_tiles + BLOCK_TILES - 1) / BLOCK_TILES, at = blockIdx.x / blocks;
+    int n_units = (int)(job.cols / MQ_UNIT_COLS);
     packed_span span = {0, (int32_t)(at * PACKED_TOKENS), 0};
     if (job.spans) {
         if (at >= *job.n_spans)
@@ -197,19 +212,22 @@ static __global__ void __launch_bounds__(THREADS, 3) packed_kernel(packed_job jo
     int n_groups = (span.n + COLUMNS - 1) / COLUMNS;
     int64_t tile = blockIdx.x % blocks * BLOCK_TILES + threadIdx.x / WARP * WARP_TILES;
     loader from;
-    from.x = job.x;
     from.n_tokens = n_groups * COLUMNS;
 #pragma unroll
     for (int k = 0; k < PACKED_TOKENS / LOAD_ROWS; k++) {
         int token = (int)threadIdx.x / PIECES + k * LOAD_ROWS;
         int64_t position = span.first + (token < span.n ? token : span.n - 1);
         int64_t row = job.rows ? job.rows[position] : position;
-        from.piece[k] = (uint32_t)(row * (job.cols / 8)) + threadIdx.x % PIECES;
+        from.token[k] = (const uint8_t *)(job.x + row * job.cols) + threadIdx.x % PIECES * 16;
     }
     const uint8_t *units = job.units ? job.units[span.expert] : job.matrix;
-    int64_t there = tile < job.n_tiles ? tile : job.n_tiles - 1, tile_bytes = mq_tile_bytes(job.cols, GROUP);
-    from.tile = units + (job.tile0 + there) * tile_bytes;
-    from.next_tile = there + 1 < job.n_tiles ? (uint32_t)tile_bytes : 0;
+    int64_t last = job.n_tiles - 1, tile_bytes = mq_tile_bytes(job.cols, GROUP);
+    int lane = (int)threadIdx.x % WARP, of_scales = lane / (unit::SCALE_BYTES / 16);
+#pragma unroll
+    for (int m = 0; m < WARP_TILES; m++)
+        from.codes[m] = units + (job.tile0 + (tile + m < last ? tile + m : last)) * tile_bytes + lane * 16;
+    from.scales = units + (job.tile0 + (tile + of_scales < last ? tile + of_scales : last)) * tile_bytes +
+                  lane % (unit::SCALE_BYTES / 16) * 16;
 
     /* the ring: stage u % RING holds unit u; one barrier a unit says that it is there and that unit u - 1 was read */
     sums sum = {};
@@ -219,15 +237,18 @@ static __global__ void __launch_bounds__(THREADS, 3) packed_kernel(packed_job jo
             load_stage<GROUP>(ring + u * unit::STAGE_BYTES, from, u);
         copy_async_commit();
     }
-    for (int64_t u = 0; u < n_units; u++) {
-        copy_async_wait<RING - 2>();
-        __syncthreads();
-        int64_t next = u + RING - 1;
-        if (next < n_units)
-            load_stage<GROUP>(ring + (int)(next % RING) * unit::STAGE_BYTES, from, next);
-        copy_async_commit();
-        multiply<GROUP>(sum, ring + (int)(u % RING) * unit::STAGE_BYTES, n_groups);
-    }
+    for (int u = 0; u < n_units; u += RING, advance<GROUP>(from))
+#pragma unroll
+        for (int k = 0; k < RING; k++) {
+            if (u + k >= n_units)
+                break;
+            copy_async_wait<RING - 2>();
+            __syncthreads();
+            if (u + k + RING - 1 < n_units)
+                load_stage<GROUP>(ring + (k + RING - 1) % RING * unit::STAGE_BYTES, from, k + RING - 1);
+            copy_async_commit();
+            multiply<GROUP>(sum, ring + k * unit::STAGE_BYTES, n_groups);
+        }
     store<SWIGLU>(job, span, sum, tile);
 }
 
