@@ -99,7 +99,7 @@ template <int GROUP> static __device__ __forceinline__ void widen_word(uint32_t 
     const uint32_t MASK = 0x000f000fu, BASE = 0x43004300u, ONE = 0x3f803f80u, MINUS_136 = 0xc308c308u;
 #pragma unroll
     for (int p = 0; p < 4; p++)
-        a[p] = fma_bf16x2((w >> 4 * p & MASK) | BASE, ONE, MINUS_136);
+        a[p] = fma_bf16x2(and_or(w >> 4 * p, MASK, BASE), ONE, MINUS_136);
 }
 
 /* scale [group][row g, row g + 8] of lane's g. */
