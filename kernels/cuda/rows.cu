@@ -90,8 +90,28 @@ static __global__ void axpby_kernel(float *y, float a, const float *x, float b, 
     }
 }
 
+static __device__ __forceinline__ float weighed(float y, float a, float x, float b)
+{
+    float left = a == 0.0f ? 0.0f : a * y, right = b == 0.0f ? 0.0f : b * x;
+    return left + right;
+}
+
+/* An array whose factor is 0 is not read. */
+static __global__ void axpby_quads_kernel(float4 *y, float a, const float4 *x, float b, int64_t count)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (int64_t)gridDim.x * blockDim.x) {
+        float4 zero = {0.0f, 0.0f, 0.0f, 0.0f}, old = a == 0.0f ? zero : y[i], other = b == 0.0f ? zero : x[i];
+        float4 sum = {weighed(old.x, a, other.x, b), weighed(old.y, a, other.y, b), weighed(old.z, a, other.z, b),
+                      weighed(old.w, a, other.w, b)};
+        y[i] = sum;
+    }
+}
+
 mq_status axpby(mq_dev *dev, float *y, float a, const float *x, float b, int64_t count, mq_err *err)
 {
+    if (count % 4 == 0 && ((uintptr_t)y | (uintptr_t)x) % sizeof(float4) == 0)
+        return launch(dev, err, "axpby", axpby_quads_kernel, n_blocks(count / 4, THREADS), THREADS, 0, (float4 *)y, a,
+                      (const float4 *)x, b, count / 4);
     return launch(dev, err, "axpby", axpby_kernel, n_blocks(count, THREADS), THREADS, 0, y, a, x, b, count);
 }
 
