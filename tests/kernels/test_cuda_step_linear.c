@@ -227,6 +227,40 @@ START_TEST(bits_do_not_depend_on_the_address)
 }
 END_TEST
 
+/* Bulk copies and the other way are chosen by address and columns: the same bits, for one chunk a warp or two, warps without
+ * any, tiles of one row, blocks of one tile and of more than the ring holds, and tiles with rows of several matrices. */
+START_TEST(bulk_copies_have_the_same_bits)
+{
+    static const matrix_spec many[][MAX] = {
+        {{MQ_SCHEME_BF16, 0, 1, 128, 0, 0, 0}},
+        {{MQ_SCHEME_BF16, 0, 260, 2048, 0, 0, 0}},
+        {{MQ_SCHEME_F16, 0, 133, 1152, 0, 0, 0}},
+        {{MQ_SCHEME_BF16, 0, 2176 / 16, 2176, 0, 0, 0}},
+        {{MQ_SCHEME_BF16, 0, 40, 384, 0, 0, 0},
+         {MQ_SCHEME_BF16, 0, 1, 384, 0, 0, 0},
+         {MQ_SCHEME_F16, 0, 9, 384, 0, 0, 0},
+         {MQ_SCHEME_BF16, 0, 30, 384, 0, 0, 0}},
+    };
+    static const int n_parts[] = {1, 1, 1, 1, MAX};
+    for (int c = 0; c < 5; c++) {
+        group a = make_group(many[c], n_parts[c], 0, 5), b = make_group(many[c], n_parts[c], 1, 5);
+        uint16_t *x = random_x(many[c][0].cols, 7);
+        float *y[MAX], *z[MAX];
+        run(&a, x, y);
+        run(&b, x, z);
+        for (int k = 0; k < n_parts[c]; k++) {
+            check_part(y[k], x, &a.w[k]);
+            ck_assert_msg(same_bytes(y[k], z[k], R * many[c][k].rows * 4), "case %d, part %d", c, k);
+        }
+        free_y(y, n_parts[c]);
+        free_y(z, n_parts[c]);
+        free(x);
+        free_group(&a);
+        free_group(&b);
+    }
+}
+END_TEST
+
 /* x with row i of base at place (i + by) % R; the other places as company says: the other rows, 0, NaN or infinity. */
 enum company { OTHERS, NOTHING, NANS, INFINITIES, N_COMPANIES };
 static void move_rows(uint16_t *x, const uint16_t *base, int64_t cols, int by, int keep, int company)
@@ -239,9 +273,10 @@ static void move_rows(uint16_t *x, const uint16_t *base, int64_t cols, int by, i
 
 START_TEST(a_row_keeps_its_bits_in_any_place_and_company)
 {
-    for (int s = 0; s < N_SCHEMES + 1; s++) {
-        bool odd = s == N_SCHEMES; /* incomplete chunks on both sides */
-        matrix_spec spec = {odd ? MQ_SCHEME_FP8_BLOCK : schemes[s], 0, 17, 1360, 0, odd ? 120 : 0, odd ? 80 : 0};
+    for (int s = 0; s < N_SCHEMES + 2; s++) {
+        bool odd = s == N_SCHEMES, bulk = s > N_SCHEMES; /* incomplete chunks on both sides; bulk copies */
+        matrix_spec spec = {odd ? MQ_SCHEME_FP8_BLOCK : bulk ? MQ_SCHEME_BF16 : schemes[s], 0, 17, bulk ? 1280 : 1360, 0,
+                            odd ? 120 : 0, odd ? 80 : 0};
         group g = make_group(&spec, 1, 0, 5);
         uint16_t *base = random_x(spec.cols, 7), *x = random_x(spec.cols, 8);
         float *y[MAX], *z[MAX];
@@ -391,6 +426,7 @@ static Suite *suite(void)
     tcase_add_test(t, scale_blocks_may_begin_anywhere);
     tcase_add_test(t, several_matrices_share_their_input);
     tcase_add_test(t, bits_do_not_depend_on_the_address);
+    tcase_add_test(t, bulk_copies_have_the_same_bits);
     tcase_add_test(t, a_row_keeps_its_bits_in_any_place_and_company);
     tcase_add_test(t, a_weight_that_is_not_a_number_stays_in_its_row);
     tcase_add_test(t, values_worked_by_hand);

@@ -16,12 +16,14 @@
  *
  * DEPTH steps of weights and activations are under way in registers; the first weights are asked for before the previous
  * kernel has finished.  Incomplete chunks, and matrices that are not aligned to 16 bytes, come element by element. */
-#include "kernels/cuda/decode/decode.cuh"
+#include "kernels/cuda/decode/linear_tile.cuh"
 
 namespace mq_cuda {
 namespace decode {
 
-enum { WARPS = 8, THREADS = WARPS * WARP, TILE_ROWS = 16, DEPTH = 4, SUM_STRIDE = 20 };
+using namespace linear_tile;
+
+enum { DEPTH = 4 };
 
 /* One matrix of a launch. */
 struct linear_part {
@@ -40,89 +42,11 @@ struct linear_job {
     int n_parts, cols;
 };
 
-template <int SCHEME> struct layout { /* DEPTH is a multiple of STEPS */
-    enum {
-        BYTES = SCHEME == MQ_SCHEME_FP8_BLOCK ? 1 : SCHEME == MQ_SCHEME_F32 ? 4 : 2,
-        E = 16 / BYTES,
-        STEP = 4 * E, /* columns */
-        CHUNK = SCHEME == MQ_SCHEME_F32 ? 64 : MQ_FP8_BLOCK,
-        STEPS = CHUNK / STEP,
-        X_WORDS = E / 2
-    };
-};
-
-/* What a lane holds of one step. */
+/* What a lane holds of one step.  DEPTH is a multiple of STEPS. */
 template <int SCHEME> struct step_data {
     uint32_t w[2][4]; /* rows g, g + 8 */
     uint32_t x[layout<SCHEME>::X_WORDS];
 };
-
-static __device__ __forceinline__ void load_row(uint32_t w[4], const uint8_t *p)
-{
-    uint4 v = load_weights16(p);
-    w[0] = v.x;
-    w[1] = v.y;
-    w[2] = v.z;
-    w[3] = v.w;
-}
-
-template <int SCHEME> static __device__ __forceinline__ void load_x(uint32_t *x, const uint16_t *from)
-{
-    if constexpr (SCHEME == MQ_SCHEME_F32) {
-        uint2 v = *(const uint2 *)from;
-        x[0] = v.x;
-        x[1] = v.y;
-    } else {
-#pragma unroll
-        for (int i = 0; i < layout<SCHEME>::X_WORDS; i += 4) {
-            uint4 v = *(const uint4 *)(from + 2 * i);
-            x[i] = v.x;
-            x[i + 1] = v.y;
-            x[i + 2] = v.z;
-            x[i + 3] = v.w;
-        }
-    }
-}
-
-/* Two elements at word i (16 bits a code: half a word) of a row as BF16 pairs: high parts, and what they leave. */
-template <int SCHEME> static __device__ __forceinline__ uint32_t two_weights(uint32_t &low, const uint32_t w[4], int i)
-{
-    float2 v;
-    if (SCHEME == MQ_SCHEME_BF16)
-        return w[i];
-    if (SCHEME == MQ_SCHEME_FP8_BLOCK) {
-        v = floats_of_e4m3x2((uint16_t)(w[i / 2] >> 16 * (i % 2)));
-        return bf16x2_of_floats(v.x, v.y);
-    }
-    if (SCHEME == MQ_SCHEME_F16)
-        v = floats_of_f16x2(w[i]);
-    else
-        v = {__uint_as_float(w[2 * i]), __uint_as_float(w[2 * i + 1])};
-    uint32_t high = bf16x2_of_floats(v.x, v.y);
-    low = bf16x2_of_floats(v.x - __uint_as_float(high << 16), v.y - __uint_as_float(high & 0xffff0000u));
-    return high;
-}
-
-/* Two chains of sums: even and odd products, or high and low parts. */
-struct sums {
-    float c[2][4];
-};
-
-template <int SCHEME> static __device__ __forceinline__ void multiply(sums &s, const step_data<SCHEME> &d)
-{
-    const bool split = SCHEME == MQ_SCHEME_F16 || SCHEME == MQ_SCHEME_F32;
-#pragma unroll
-    for (int j = 0; j < layout<SCHEME>::E / 4; j++) {
-        uint32_t high[4], low[4];
-        high[0] = two_weights<SCHEME>(low[0], d.w[0], 2 * j);
-        high[1] = two_weights<SCHEME>(low[1], d.w[1], 2 * j);
-        high[2] = two_weights<SCHEME>(low[2], d.w[0], 2 * j + 1);
-        high[3] = two_weights<SCHEME>(low[3], d.w[1], 2 * j + 1);
-        mma_bf16(s.c[split ? 0 : j % 2], high, d.x + 2 * j);
-        if (split)
-            mma_bf16(s.c[1], low, d.x + 2 * j);
-    }
-}
 
 /* The lane's place in its matrix. */
 struct place {
@@ -157,16 +81,6 @@ template <int SCHEME> static __device__ __forceinline__ place place_of(const lin
     return p;
 }
 
-/* total += scale * s, per row; s is then 0. */
-static __device__ __forceinline__ void apply_scale(float total[4], sums &s, const float scale[2])
-{
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        total[i] = fmaf(scale[i / 2], s.c[0][i] + s.c[1][i], total[i]);
-        s.c[0][i] = s.c[1][i] = 0.0f;
-    }
-}
-
 /* The warp's complete chunks.  Every load of x follows wait_for_previous(). */
 template <int SCHEME>
 static __device__ __forceinline__ void add_wide_chunks(float total[4], sums &s, const place &at, const linear_part &part)
@@ -186,8 +100,8 @@ static __device__ __forceinline__ void add_wide_chunks(float total[4], sums &s, 
 
     auto load_weights = [&](int d) {
         int off = (d / L::STEPS * WARPS * L::CHUNK + d % L::STEPS * L::STEP) * L::BYTES;
-        load_row(ring[d].w[0], w0 + off);
-        load_row(ring[d].w[1], w1 + off);
+        set_row(ring[d].w[0], load_weights16(w0 + off));
+        set_row(ring[d].w[1], load_weights16(w1 + off));
     };
     auto load_scales = [&](int chunk) {
         scale[chunk][0] = __uint_as_float(load_weights4(scales + chunk * WARPS));
@@ -226,7 +140,7 @@ static __device__ __forceinline__ void add_wide_chunks(float total[4], sums &s, 
             if (!always && d >= left) /* between chunks only */
                 break;
             bool more = always || d + DEPTH < left;
-            multiply<SCHEME>(s, ring[d]);
+            multiply<SCHEME>(s, ring[d].w, ring[d].x);
             if (more) {
                 load_weights(d);
                 load_activations(d);
@@ -286,7 +200,7 @@ static __device__ __forceinline__ void add_other_chunks(float total[4], sums &s,
         for (int i = 0; i < L::STEPS; i++) {
             step_data<SCHEME> d;
             load_elements<SCHEME>(d, at, k * L::CHUNK - part.col_phase + i * L::STEP + at.t * L::E);
-            multiply<SCHEME>(s, d);
+            multiply<SCHEME>(s, d.w, d.x);
         }
         if (SCHEME == MQ_SCHEME_FP8_BLOCK) {
             float scale[2] = {at.scale[k], at.scale[at.scale_off + k]};
@@ -321,10 +235,7 @@ template <int SCHEME> static __global__ void __launch_bounds__(THREADS, 2) step_
         return;
     int row = (int)threadIdx.x / TILE_ROWS, within = (int)threadIdx.x % TILE_ROWS;
     uint32_t r = (blockIdx.x - part.first_block) * TILE_ROWS + (uint32_t)within;
-    float sum = part_sums[0][row * SUM_STRIDE + within];
-#pragma unroll
-    for (int v = 1; v < WARPS; v++)
-        sum += part_sums[v][row * SUM_STRIDE + within];
+    float sum = add_warps(part_sums, row, within);
     if (r < part.rows)
         part.y[row * part.stride + r] = sum;
 }
@@ -383,11 +294,20 @@ static mq_status launch_scheme(mq_dev *dev, const mq_decode_linear *parts, int n
     return launch_dependent(dev, err, "step linear", step_linear_kernel<SCHEME>, n_tiles, THREADS, 0, job);
 }
 
+/* The same, by bulk copies where they are of use. */
+template <int SCHEME>
+static mq_status launch_best(mq_dev *dev, const mq_decode_linear *parts, int n_parts, const uint16_t *x, mq_err *err)
+{
+    bool done = false;
+    MQ_TRY(linear_bulk(dev, parts, n_parts, x, (mq_scheme)SCHEME, &done, err));
+    return done ? MQ_OK : launch_scheme<SCHEME>(dev, parts, n_parts, x, err);
+}
+
 mq_status linear(mq_dev *dev, const mq_decode_linear *parts, int n_parts, const uint16_t *x, mq_err *err)
 {
     MQ_TRY(launch_scheme<MQ_SCHEME_FP8_BLOCK>(dev, parts, n_parts, x, err));
-    MQ_TRY(launch_scheme<MQ_SCHEME_BF16>(dev, parts, n_parts, x, err));
-    MQ_TRY(launch_scheme<MQ_SCHEME_F16>(dev, parts, n_parts, x, err));
+    MQ_TRY(launch_best<MQ_SCHEME_BF16>(dev, parts, n_parts, x, err));
+    MQ_TRY(launch_best<MQ_SCHEME_F16>(dev, parts, n_parts, x, err));
     return launch_scheme<MQ_SCHEME_F32>(dev, parts, n_parts, x, err);
 }
 
