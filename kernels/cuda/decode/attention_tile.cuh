@@ -1,7 +1,14 @@
-/* One block's work on a tile of keys: loading, scores, weights, values; for step_attention.cu, which says how work is divided.
+/* One block's work on up to 16 keys a warp: loading, scores, weights, values; for step_attention.cu, which says how work is
+ * divided.
  *
- * A tile is 64 positions that start at a multiple of 64; a group is eight query heads of one row that share a KV head.  All
- * threads of the block call these functions unless they say otherwise; barriers stand between them. */
+ * A group is 16 query heads of one row that share a KV head: the rows of the tensor core's A operand, first as queries, then as
+ * weights.  Keys and values stay F32 in the cache; every operand x is split into hi + lo, two BF16 values with 16 bits
+ * of mantissa together, and three products (hi hi, hi lo, lo hi) are added in F32.
+ *
+ * A tile is 16 positions that start at a multiple of 16.  A warp has the keys of a tile in registers, straight from the cache,
+ * and multiplies them with all groups; weights are relative to the tile's own maximum.  Then a warp has 16 columns of
+ * the values of all tiles, also straight from the cache, and adds every tile's product times a factor that brings the tiles to one
+ * maximum.  Keys that a group does not see are masked in both products, so that nothing of them, NaN included, gets through. */
 #ifndef MQ_KERNELS_CUDA_DECODE_ATTENTION_TILE_CUH
 #define MQ_KERNELS_CUDA_DECODE_ATTENTION_TILE_CUH
 
@@ -10,7 +17,8 @@
 namespace mq_cuda {
 namespace decode {
 
-enum { THREADS = 256, WARPS = THREADS / WARP, KEYS = 64, GROUP = 8, MAX_GROUPS = 8, SLOTS = 4, SLICE = 32 };
+/* A round is as many tiles as a block has warps, a strip 16 columns for each of them; UNIT: uint4 of a 16 x 16 operand, hi, then lo. */
+enum { TILES = 8, THREADS = TILES * WARP, HEADS = 16, KEYS = 16, WINDOW = TILES * KEYS, STRIP = 16 * TILES, UNIT = 2 * WARP };
 
 struct attention_job {
     const float *q, *k, *v, *sink, *rope;
@@ -18,58 +26,67 @@ struct attention_job {
     mq_kv kv;
     const mq_decode_input *in;
     uint16_t *out;
-    float *value, *state; /* parts: [chunk, head, row] of v_dim4 values; of maximum and sum */
+    float *value;  /* parts: [chunk, head, row] of v_dim4 values */
+    float2 *state; /* [head, row, chunk] of maximum, in units of log 2, and sum */
+    int64_t n_parts;
     int n_heads, share, row_groups, half, window;
-    float v_scale, scale;
-    int dim4, v_dim4, tile_stride, n_slices, max_groups;
-    bool is_direct, is_wide_k, is_wide_v;
+    float v_scale, scale;                   /* scale of scores, log2 e included */
+    int v_dim4, n_steps, n_strips, n_pairs; /* 16 dimensions, 128 columns each; pairs of (group, head) a block has room for */
 };
 
-/* Dynamic shared memory, in floats; every piece starts at a multiple of 16 bytes. */
-struct room_layout {
-    int keys, values, p, cos_sin, state, n_floats;
+/* What a block works on: keys first .. last - 1 behind position start are visible to any of its groups; own, which may be
+ * negative, is the first row of the step. */
+struct work {
+    int start, chunk;
+    int slot; /* of key first */
+    int first, last, own, kv_head, group0, n_groups, column0;
 };
 
-static __host__ __device__ inline room_layout layout_of(int dim4, int v_dim4, int tile_stride, int half, int max_groups)
+struct alignas(8) key_range {
+    int x, y;
+};
+
+/* Shared memory.  Of tiles: [tile, pair]. */
+struct room {
+    uint4 *q, *p;                /* [group, step or tile, UNIT] */
+    float *max, *sum, *factor;   /* of tiles */
+    float *most, *shrink, *all;  /* [2, pair], [pair], [pair]: maximum so far, factor of what was before, sum so far */
+    key_range *sees;             /* [group] keys x .. y - 1 */
+};
+
+static __host__ __device__ inline int room_bytes(int n_pairs, int n_steps)
 {
-    room_layout r;
-    r.keys = max_groups * GROUP * dim4; /* behind the queries */
-    r.values = r.keys + KEYS * tile_stride;
-    r.p = r.values + KEYS * v_dim4;
-    r.cos_sin = r.p + max_groups * KEYS * GROUP;
-    r.state = r.cos_sin + (ROWS * 2 * half + 3) / 4 * 4;
-    r.n_floats = r.state + max_groups * GROUP * 3;
+    int groups = n_pairs / HEADS;
+    return groups * (n_steps + TILES) * UNIT * (int)sizeof(uint4) + n_pairs * (3 * TILES + 4) * (int)sizeof(float) +
+           groups * (int)sizeof(key_range);
+}
+
+static __device__ __forceinline__ room room_of(const attention_job &job, float *memory)
+{
+    room r;
+    int groups = job.n_pairs / HEADS;
+    r.q = (uint4 *)memory;
+    r.p = r.q + groups * job.n_steps * UNIT;
+    r.max = (float *)(r.p + groups * TILES * UNIT);
+    r.sum = r.max + TILES * job.n_pairs;
+    r.factor = r.sum + TILES * job.n_pairs;
+    r.most = r.factor + TILES * job.n_pairs;
+    r.shrink = r.most + 2 * job.n_pairs;
+    r.all = r.shrink + job.n_pairs;
+    r.sees = (key_range *)(r.all + job.n_pairs);
     return r;
 }
 
-/* What a block works on now. */
-struct work {
-    int64_t first, last, slot; /* positions first .. last - 1 visible to any of its groups; the slot of first */
-    int64_t chunk;             /* index of the part */
-    int kv_head, group0, n_groups;
-};
-
-struct room {
-    float *q, *keys, *values, *p, *cos_sin, *max, *sum, *shrink;
-};
-
-static __device__ __forceinline__ int64_t first_visible(const attention_job &job, int64_t pos)
+static __device__ __forceinline__ int first_visible(const attention_job &job, int pos)
 {
     return job.window > 0 && pos + 1 > job.window ? pos + 1 - job.window : 0;
 }
 
-static __device__ __forceinline__ int inside_tile(int64_t key)
+/* (a, b) as two pairs of BF16 with a = a of hi + a of lo to 16 bits. */
+static __device__ __forceinline__ void split(uint32_t &hi, uint32_t &lo, float a, float b)
 {
-    return key < 0 ? 0 : key < KEYS ? (int)key : (int)KEYS;
-}
-
-/* Keys a .. b - 1 of the tile at base are those that a group of w sees. */
-static __device__ __forceinline__ void visible_keys(const attention_job &job, const work &w, int group, int64_t pos0,
-                                                    int64_t base, int *a, int *b)
-{
-    int64_t pos = pos0 + (w.group0 + group) / job.row_groups, lo = first_visible(job, pos);
-    *a = inside_tile((lo > w.first ? lo : w.first) - base);
-    *b = inside_tile((pos + 1 < w.last ? pos + 1 : w.last) - base);
+    hi = bf16x2_of_floats(a, b);
+    lo = bf16x2_of_floats(a - __uint_as_float(hi << 16), b - __uint_as_float(hi & 0xffff0000u));
 }
 
 /* Element d of a head, rotated as kernels.h: rope has it; cos_sin: the row's cosines, then its sines. */
@@ -82,249 +99,453 @@ static __device__ __forceinline__ float rotated(const float *head, int d, const 
     return d < half ? a * c - b * s : b * c + a * s;
 }
 
-/* Positions of the tile at base that the cache holds, those before pos0, a warp a position; pads are zero. */
-static __device__ __forceinline__ void load_cached(float *tile, int stride, const float *cache, const attention_job &job,
-                                                   const work &w, int width, int width4, bool is_wide, int64_t base,
-                                                   int64_t pos0)
+/* IS_FIXED, here and below: heads of FIXED_STEPS * 16 dimensions, STRIP columns, 64 dimensions rotated, all aligned to 16 bytes. */
+enum { FIXED_STEPS = 12, FIXED_HALF = 32 };
+
+template <bool IS_FIXED> static __device__ __forceinline__ float4 load4(const float *row, int d, int width)
 {
-    int lane = (int)(threadIdx.x % WARP), warp = (int)(threadIdx.x / WARP);
-    int64_t from = base > w.first ? base : w.first, to = base + KEYS < w.last ? base + KEYS : w.last;
-    to = to < pos0 ? to : pos0;
-    for (int64_t pos = from + warp; pos < to; pos += WARPS) {
-        int64_t slot = w.slot + (pos - w.first);
-        slot = slot < job.kv.n_slots ? slot : slot - job.kv.n_slots; /* a row sees at most n_slots positions */
-        const float *src = cache + (slot * job.kv.n_kv_heads + w.kv_head) * width;
-        float *dst = tile + (int)(pos - base) * stride;
-        if (is_wide)
-            for (int c = 4 * lane; c < width; c += 4 * WARP)
-                copy_async16(dst + c, src + c);
-        else
-            for (int c = lane; c < width4; c += WARP)
-                dst[c] = c < width ? src[c] : 0.0f;
+    if (IS_FIXED)
+        return *(const float4 *)(row + d);
+    float4 x;
+    x.x = d < width ? row[d] : 0.0f;
+    x.y = d + 1 < width ? row[d + 1] : 0.0f;
+    x.z = d + 2 < width ? row[d + 2] : 0.0f;
+    x.w = d + 3 < width ? row[d + 3] : 0.0f;
+    return x;
+}
+
+/* Elements d .. d + 3; zero from dim on. */
+static __device__ __forceinline__ float4 rotated4(const float *head, int d, int dim, const float *cos_sin, int half)
+{
+    float4 x;
+    x.x = d < dim ? rotated(head, d, cos_sin, half) : 0.0f;
+    x.y = d + 1 < dim ? rotated(head, d + 1, cos_sin, half) : 0.0f;
+    x.z = d + 2 < dim ? rotated(head, d + 2, cos_sin, half) : 0.0f;
+    x.w = d + 3 < dim ? rotated(head, d + 3, cos_sin, half) : 0.0f;
+    return x;
+}
+
+/* Four elements of the low half and those of the high half that they turn with. */
+static __device__ __forceinline__ void rotate(float &a, float &b, float c, float s)
+{
+    float low = a * c - b * s;
+    b = b * c + a * s;
+    a = low;
+}
+static __device__ __forceinline__ void rotate4(float4 &a, float4 &b, float4 c, float4 s)
+{
+    rotate(a.x, b.x, c.x, s.x);
+    rotate(a.y, b.y, c.y, s.y);
+    rotate(a.z, b.z, c.z, s.z);
+    rotate(a.w, b.w, c.w, s.w);
+}
+
+/* Slot of the key, or of the nearest one that the cache holds: what nobody sees is masked, but has to be read from somewhere. */
+static __device__ __forceinline__ int slot_of(const attention_job &job, const work &w, int key)
+{
+    int end = w.last < w.own ? w.last : w.own, n = (int)job.kv.n_slots;
+    key = key < end ? key : end - 1;
+    key = key > w.first ? key : w.first;
+    int slot = w.slot + (key - w.first);
+    return slot < n ? slot : slot - n; /* a row sees at most n_slots positions */
+}
+
+/* ---- keys: a lane has dimensions 4 t .. 4 t + 3 of every 16 of keys g and g + 8 of the tile at key0 ---- */
+
+template <int STEPS> struct key_values {
+    float4 at[2][STEPS];
+};
+template <int STEPS> struct key_pieces {
+    uint32_t hi[2][STEPS][2], lo[2][STEPS][2];
+};
+
+template <int STEPS, bool IS_FIXED>
+static __device__ __forceinline__ void load_cached_keys(key_values<STEPS> &x, const attention_job &job, const work &w, int key0,
+                                                        int step0)
+{
+    int g = (int)(threadIdx.x % WARP) / 4, t = (int)threadIdx.x % 4, dim = IS_FIXED ? 16 * FIXED_STEPS : job.kv.head_dim;
+    if (key0 >= w.own) /* the same in the whole warp */
+        return;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int64_t slot = slot_of(job, w, key0 + 8 * i + g);
+        const float *row = job.kv.k + (slot * job.kv.n_kv_heads + w.kv_head) * dim;
+#pragma unroll
+        for (int s = 0; s < STEPS; s++)
+            x.at[i][s] = load4<IS_FIXED>(row, 16 * (step0 + s) + 4 * t, dim);
     }
 }
 
-/* The rest of the tile: keys, or values, of the step's own rows. */
-static __device__ __forceinline__ void load_own_keys(const room &r, const attention_job &job, const work &w, int64_t base,
-                                                     int64_t pos0)
+template <int STEPS, bool IS_FIXED>
+static __device__ __forceinline__ void load_own_keys(key_values<STEPS> &x, const attention_job &job, const work &w, int key0,
+                                                     int step0)
 {
-    int64_t from = base > pos0 ? base : pos0, to = base + KEYS < w.last ? base + KEYS : w.last;
-    int dim = job.kv.head_dim;
-    for (int64_t pos = from + threadIdx.x / WARP; pos < to; pos += WARPS)
-        for (int d = (int)(threadIdx.x % WARP); d < job.dim4; d += WARP) {
-            const float *head = job.k + (pos - pos0) * job.k_stride + (int64_t)w.kv_head * dim;
-            r.keys[(int)(pos - base) * job.tile_stride + d] =
-                d < dim ? rotated(head, d, r.cos_sin + (int)(pos - pos0) * 2 * job.half, job.half) : 0.0f;
+    int g = (int)(threadIdx.x % WARP) / 4, t = (int)threadIdx.x % 4, dim = IS_FIXED ? 16 * FIXED_STEPS : job.kv.head_dim;
+    if (key0 + KEYS <= w.own || key0 >= w.last) /* the same in the whole warp */
+        return;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int row = key0 + 8 * i + g - w.own;
+        if (row < 0 || row >= w.last - w.own)
+            continue;
+        const float *head = job.k + row * job.k_stride + (int64_t)w.kv_head * dim, *cos_sin = job.rope + row * 2 * job.half;
+#pragma unroll
+        for (int s = 0; s < STEPS; s++)
+            x.at[i][s] = IS_FIXED ? load4<true>(head, 16 * s + 4 * t, dim)
+                                  : rotated4(head, 16 * (step0 + s) + 4 * t, dim, cos_sin, job.half);
+        if (IS_FIXED)
+#pragma unroll
+            for (int s = 0; s < 2; s++)
+                rotate4(x.at[i][s], x.at[i][s + 2], *(const float4 *)(cos_sin + 16 * s + 4 * t),
+                        *(const float4 *)(cos_sin + FIXED_HALF + 16 * s + 4 * t));
+    }
+}
+
+template <int STEPS> static __device__ __forceinline__ void split_keys(key_pieces<STEPS> &k, const key_values<STEPS> &x)
+{
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int s = 0; s < STEPS; s++) {
+            split(k.hi[i][s][0], k.lo[i][s][0], x.at[i][s].x, x.at[i][s].y);
+            split(k.hi[i][s][1], k.lo[i][s][1], x.at[i][s].z, x.at[i][s].w);
         }
 }
-static __device__ __forceinline__ void load_own_values(const room &r, const attention_job &job, const work &w, int64_t base,
-                                                       int64_t pos0)
+
+static __device__ __forceinline__ void store_query(const room &r, int unit, int half, float4 x, float scale)
 {
-    int64_t from = base > pos0 ? base : pos0, to = base + KEYS < w.last ? base + KEYS : w.last;
-    int dim = job.kv.v_head_dim;
-    for (int64_t pos = from + threadIdx.x / WARP; pos < to; pos += WARPS)
-        for (int d = (int)(threadIdx.x % WARP); d < job.v_dim4; d += WARP) {
-            const float *head = job.v + (pos - pos0) * job.v_stride + (int64_t)w.kv_head * dim;
-            r.values[(int)(pos - base) * job.v_dim4 + d] = d < dim ? head[d] * job.v_scale : 0.0f;
+    uint2 hi, lo, *to = (uint2 *)(r.q + unit * UNIT + threadIdx.x % WARP) + half;
+    split(hi.x, lo.x, x.x * scale, x.y * scale);
+    split(hi.y, lo.y, x.z * scale, x.w * scale);
+    to[0] = hi;
+    to[2 * WARP] = lo;
+}
+
+/* Rotated and scaled queries of the groups of w, in the order in which score_tile reads them; zero where there is no such head. */
+static __device__ __forceinline__ void store_any_queries(const room &r, const attention_job &job, const work &w)
+{
+    int g = (int)(threadIdx.x % WARP) / 4, t = (int)threadIdx.x % 4, dim = job.kv.head_dim;
+    for (int u = (int)threadIdx.x / WARP; u < w.n_groups * job.n_steps * 2; u += TILES) {
+        int unit = u / 2, group = w.group0 + unit / job.n_steps, row = group / job.row_groups;
+        int head = group % job.row_groups * HEADS + g + u % 2 * 8;
+        float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (head < job.share)
+            x = rotated4(job.q + row * job.q_stride + ((int64_t)w.kv_head * job.share + head) * dim,
+                         16 * (unit % job.n_steps) + 4 * t, dim, job.rope + row * 2 * job.half, job.half);
+        store_query(r, unit, u % 2, x, job.scale);
+    }
+}
+
+/* The same, by pairs of steps, of which the first two turn with each other; BATCH pairs under way together. */
+template <int BATCH>
+static __device__ __forceinline__ void store_fixed_queries(const room &r, const attention_job &job, const work &w)
+{
+    int g = (int)(threadIdx.x % WARP) / 4, t = (int)threadIdx.x % 4, n = w.n_groups * FIXED_STEPS;
+    for (int u0 = (int)threadIdx.x / WARP; u0 < n; u0 += BATCH * TILES) {
+        float4 a[BATCH], b[BATCH], c[BATCH], s[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            int u = u0 + i * TILES, pair = u % FIXED_STEPS / 2, group = w.group0 + u / FIXED_STEPS, row = group / job.row_groups;
+            int head = group % job.row_groups * HEADS + g + u % 2 * 8, step = pair < 2 ? pair : 2 * pair;
+            const float *cos_sin = job.rope + row * 2 * FIXED_HALF + 16 * pair + 4 * t;
+            const float *q = job.q + row * job.q_stride + ((int64_t)w.kv_head * job.share + head) * (16 * FIXED_STEPS) + 4 * t;
+            a[i] = b[i] = c[i] = s[i] = float4{0.0f, 0.0f, 0.0f, 0.0f};
+            if (u < n && head < job.share) {
+                a[i] = *(const float4 *)(q + 16 * step);
+                b[i] = *(const float4 *)(q + 16 * (step + (pair < 2 ? 2 : 1)));
+            }
+            if (u < n && pair < 2) {
+                c[i] = *(const float4 *)cos_sin;
+                s[i] = *(const float4 *)(cos_sin + FIXED_HALF);
+            }
         }
-}
-
-/* Rows from .. to - 1 into the cache; nobody reads these slots in this step. */
-static __device__ __forceinline__ void store_rows(const room &r, const attention_job &job, int kv_head, int from, int to,
-                                                  int64_t pos0)
-{
-    int dim = job.kv.head_dim, v_dim = job.kv.v_head_dim;
-    for (int row = from + (int)(threadIdx.x / WARP); row < to; row += WARPS) {
-        int64_t at = (pos0 + row) % job.kv.n_slots * job.kv.n_kv_heads + kv_head;
-        const float *k = job.k + row * job.k_stride + (int64_t)kv_head * dim;
-        const float *v = job.v + row * job.v_stride + (int64_t)kv_head * v_dim;
-        for (int d = (int)(threadIdx.x % WARP); d < dim; d += WARP)
-            job.kv.k[at * dim + d] = rotated(k, d, r.cos_sin + row * 2 * job.half, job.half);
-        for (int d = (int)(threadIdx.x % WARP); d < v_dim; d += WARP)
-            job.kv.v[at * v_dim + d] = v[d] * job.v_scale;
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            int u = u0 + i * TILES, pair = u % FIXED_STEPS / 2, unit = u / FIXED_STEPS * FIXED_STEPS + (pair < 2 ? pair : 2 * pair);
+            if (u >= n) /* the same in the whole warp */
+                break;
+            if (pair < 2)
+                rotate4(a[i], b[i], c[i], s[i]);
+            store_query(r, unit, u % 2, a[i], job.scale);
+            store_query(r, unit + (pair < 2 ? 2 : 1), u % 2, b[i], job.scale);
+        }
     }
 }
 
-/* Rotated queries of the groups of w, a warp a pair; zero where a row has no such head. */
-static __device__ __forceinline__ void load_queries(const room &r, const attention_job &job, const work &w)
+/* ---- scores and weights ---- */
+
+/* A lane's scores of heads g (elements 0, 1) and g + 8 with keys 2 t and 2 t + 1 (0) or 8 more (1), of which a .. b - 1 are seen,
+ * become weights relative to the largest. */
+static __device__ __forceinline__ void weigh(uint4 *p, float *max, float *sum, float score[2][4], int a, int b)
 {
-    int dim = job.kv.head_dim;
-    for (int pair = (int)(threadIdx.x / WARP); pair < w.n_groups * GROUP; pair += WARPS) {
-        int group = w.group0 + pair / GROUP, row = group / job.row_groups;
-        int head = group % job.row_groups * GROUP + pair % GROUP;
-        const float *q = job.q + row * job.q_stride + ((int64_t)w.kv_head * job.share + head) * dim;
-        for (int d = (int)(threadIdx.x % WARP); d < job.dim4; d += WARP)
-            r.q[pair * job.dim4 + d] =
-                head < job.share && d < dim ? rotated(q, d, r.cos_sin + row * 2 * job.half, job.half) : 0.0f;
+    int g = (int)(threadIdx.x % WARP) / 4, t = (int)threadIdx.x % 4;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float most = -INFINITY, total = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int key = i / 2 * 8 + 2 * t + i % 2;
+            most = fmaxf(most, key >= a && key < b ? score[i / 2][2 * h + i % 2] : -INFINITY);
+        }
+        most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int key = i / 2 * 8 + 2 * t + i % 2;
+            float &x = score[i / 2][2 * h + i % 2];
+            x = key >= a && key < b ? exp2f(x - most) : 0.0f;
+            total += x;
+        }
+        total += __shfl_xor_sync(ALL_LANES, total, 1);
+        total += __shfl_xor_sync(ALL_LANES, total, 2);
+        if (t == 0) {
+            max[g + 8 * h] = most;
+            sum[g + 8 * h] = total;
+        }
     }
+    uint4 hi, lo;
+    split(hi.x, lo.x, score[0][0], score[0][1]);
+    split(hi.y, lo.y, score[0][2], score[0][3]);
+    split(hi.z, lo.z, score[1][0], score[1][1]);
+    split(hi.w, lo.w, score[1][2], score[1][3]);
+    p[0] = hi;
+    p[WARP] = lo;
 }
 
-static __device__ __forceinline__ float dot4(float4 a, float4 b, float sum)
-{
-    return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
-}
-
-/* Scores of PAIRS queries with keys lane, lane + 32 (LANE_KEYS of them) of the tile. */
-template <int PAIRS, int LANE_KEYS>
-static __device__ __forceinline__ void score_keys(float *p, const float *q, const float *keys, const attention_job &job)
+/* A warp's keys against all groups.  With more dimensions than STEPS * 16 scores wait in the place of the weights. */
+template <int STEPS, int CHAINS>
+static __device__ __forceinline__ void score_tile(const room &r, const key_pieces<STEPS> &k, const attention_job &job,
+                                                  const work &w, int tile, int key0, int step0, bool is_last)
 {
     int lane = (int)(threadIdx.x % WARP);
-    float sum[PAIRS][LANE_KEYS] = {};
-    keys += lane * job.tile_stride;
-#pragma unroll 2
-    for (int d = 0; d < job.dim4; d += 4) {
-        float4 key[LANE_KEYS];
-#pragma unroll
-        for (int j = 0; j < LANE_KEYS; j++)
-            key[j] = *(const float4 *)(keys + j * WARP * job.tile_stride + d);
-#pragma unroll
-        for (int i = 0; i < PAIRS; i++) {
-            float4 x = *(const float4 *)(q + i * job.dim4 + d);
-#pragma unroll
-            for (int j = 0; j < LANE_KEYS; j++)
-                sum[i][j] = dot4(x, key[j], sum[i][j]);
-        }
-    }
-#pragma unroll
-    for (int j = 0; j < LANE_KEYS; j++)
-#pragma unroll
-        for (int i = 0; i < PAIRS; i += 4)
-            *(float4 *)(p + (lane + j * WARP) * GROUP + i) =
-                float4{sum[i][j] * job.scale, sum[i + 1][j] * job.scale, sum[i + 2][j] * job.scale, sum[i + 3][j] * job.scale};
-}
-
-/* p [group][key][pair] for all groups: in as many pieces as keep the warps busy; a score is the same in all of them. */
-template <bool IS_DIRECT>
-static __device__ __forceinline__ void score_tile(const room &r, const attention_job &job, int n_groups)
-{
-    int warp = (int)(threadIdx.x / WARP);
-    if (IS_DIRECT || n_groups <= 2) {
-        for (int u = warp; u < 4 * n_groups; u += WARPS) { /* half the keys, half the pairs */
-            int key = u % 2 * WARP, pair = u / 2 % 2 * 4, group = u / 4;
-            score_keys<4, 1>(r.p + (group * KEYS + key) * GROUP + pair, r.q + (group * GROUP + pair) * job.dim4,
-                             r.keys + key * job.tile_stride, job);
-        }
-    } else if (n_groups <= 4) {
-        int key = warp % 2 * WARP, group = warp / 2;
-        if (group < n_groups)
-            score_keys<GROUP, 1>(r.p + (group * KEYS + key) * GROUP, r.q + group * GROUP * job.dim4,
-                                 r.keys + key * job.tile_stride, job);
-    } else if (warp < n_groups) {
-        score_keys<GROUP, 2>(r.p + warp * KEYS * GROUP, r.q + warp * GROUP * job.dim4, r.keys, job);
-    }
-}
-
-/* Scores of a group become weights, 0 outside a .. b - 1; lane: pair lane % 8, keys lane / 8, + 4, + 8, ... */
-static __device__ __forceinline__ void weigh_group(const room &r, int group, int a, int b)
-{
-    int lane = (int)(threadIdx.x % WARP), pair = lane % GROUP, at = group * GROUP + pair;
-    float *p = r.p + group * KEYS * GROUP + lane;
-    float before = r.max[at], max = -INFINITY, sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < KEYS / 4; i++) {
-        int key = 4 * i + lane / GROUP;
-        max = fmaxf(max, key >= a && key < b ? p[i * WARP] : -INFINITY);
-    }
-    max = fmaxf(max, __shfl_xor_sync(ALL_LANES, max, 8));
-    max = fmaxf(max, __shfl_xor_sync(ALL_LANES, max, 16));
-    max = fmaxf(max, before);
-#pragma unroll
-    for (int i = 0; i < KEYS / 4; i++) {
-        int key = 4 * i + lane / GROUP;
-        float e = key >= a && key < b ? expf(p[i * WARP] - max) : 0.0f;
-        p[i * WARP] = e;
-        sum += e;
-    }
-    sum += __shfl_xor_sync(ALL_LANES, sum, 8);
-    sum += __shfl_xor_sync(ALL_LANES, sum, 16);
-    if (lane < GROUP) {
-        float shrink = expf(before - max);
-        r.max[at] = max;
-        r.sum[at] = r.sum[at] * shrink + sum;
-        r.shrink[at] = shrink;
-    }
-}
-
-/* A lane's part of the output of (group, slice of 32 values): two pairs of four. */
-struct value_sums {
-    float at[2][4];
-};
-
-/* Keys a .. b - 1 for N slots of one slice, their groups group_step floats apart. */
-template <int N>
-static __device__ __forceinline__ void add_values(value_sums *sums, const float *p, int group_step, const float *values,
-                                                  int v_stride, int a, int b)
-{
-#pragma unroll 4
-    for (int key = a; key < b; key++) {
-        float4 x = *(const float4 *)(values + key * v_stride);
-#pragma unroll
-        for (int s = 0; s < N; s++) {
-            float2 w = *(const float2 *)(p + s * group_step + key * GROUP);
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                float weight = i ? w.y : w.x, *sum = sums[s].at[i];
-                sum[0] = fmaf(weight, x.x, sum[0]);
-                sum[1] = fmaf(weight, x.y, sum[1]);
-                sum[2] = fmaf(weight, x.z, sum[2]);
-                sum[3] = fmaf(weight, x.w, sum[3]);
+    for (int j = 0; j < w.n_groups; j++) {
+        int a = r.sees[j].x - key0, b = r.sees[j].y - key0, pair = tile * job.n_pairs + j * HEADS;
+        if (a >= KEYS || b <= 0 || a >= b) { /* the same in the whole warp */
+            if (lane < HEADS) {
+                r.max[pair + lane] = -INFINITY;
+                r.sum[pair + lane] = 0.0f;
             }
-        }
-    }
-}
-
-/* Where a lane's values of a slot are: slot s of warp w is unit w + 8 s, slices innermost. */
-struct value_place {
-    int group, pair, column;
-};
-static __device__ __forceinline__ value_place place_of(const attention_job &job, int slot)
-{
-    int lane = (int)(threadIdx.x % WARP), unit = (int)(threadIdx.x / WARP) + WARPS * slot;
-    return {unit / job.n_slices, lane / GROUP * 2, unit % job.n_slices * SLICE + lane % GROUP * 4};
-}
-
-template <bool IS_DIRECT>
-static __device__ __forceinline__ void add_tile(value_sums *sums, const room &r, const attention_job &job, const work &w,
-                                                int64_t pos0, int64_t base)
-{
-    int n = 0, a[SLOTS], b[SLOTS], group_step = WARPS / job.n_slices * KEYS * GROUP;
-    bool is_same = WARPS % job.n_slices == 0;
-#pragma unroll
-    for (int s = 0; s < SLOTS; s++) {
-        value_place at = place_of(job, s);
-        a[s] = b[s] = 0;
-        if (at.group >= w.n_groups)
             continue;
-        n = s + 1;
-        visible_keys(job, w, at.group, pos0, base, &a[s], &b[s]);
-        is_same = is_same && a[s] == a[0] && b[s] == b[0];
-        if (a[s] < b[s]) {
+        }
+        float c[CHAINS][2][4] = {}; /* 3: shorter chains; 2: fewer registers */
+        const uint4 *q = r.q + (j * job.n_steps + step0) * UNIT + lane;
+#pragma unroll
+        for (int s = 0; s < STEPS; s++) {
+            uint4 x = q[s * UNIT], y = q[s * UNIT + WARP];
+            uint32_t hi[4] = {x.x, x.z, x.y, x.w}, lo[4] = {y.x, y.z, y.y, y.w};
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                float shrink = r.shrink[at.group * GROUP + at.pair + i];
-#pragma unroll
-                for (int k = 0; k < 4; k++)
-                    sums[s].at[i][k] *= shrink;
+                mma_bf16(c[0][i], hi, k.hi[i][s]);
+                mma_bf16(c[1][i], hi, k.lo[i][s]);
+                mma_bf16(c[CHAINS - 1][i], lo, k.hi[i][s]);
             }
         }
-    }
-    value_place at0 = place_of(job, 0);
-    const float *p0 = r.p + at0.group * KEYS * GROUP + at0.pair;
-    const float *v0 = r.values + (at0.column < job.v_dim4 ? at0.column : 0); /* columns beyond are computed for nobody */
-    if (!IS_DIRECT && is_same && n == 4) {
-        add_values<4>(sums, p0, group_step, v0, job.v_dim4, a[0], b[0]);
-    } else if (!IS_DIRECT && is_same && n == 2) {
-        add_values<2>(sums, p0, group_step, v0, job.v_dim4, a[0], b[0]);
-    } else {
+        uint4 *p = r.p + (j * TILES + tile) * UNIT + lane;
+        float *waiting = (float *)p;
 #pragma unroll
-        for (int s = 0; s < SLOTS; s++) {
-            value_place at = place_of(job, s);
-            if (a[s] < b[s])
-                add_values<1>(sums + s, r.p + at.group * KEYS * GROUP + at.pair, 0,
-                              r.values + (at.column < job.v_dim4 ? at.column : 0), job.v_dim4, a[s], b[s]);
+        for (int i = 0; i < 8; i++) {
+            float &x = c[0][i / 4][i % 4];
+            x += CHAINS == 3 ? c[1][i / 4][i % 4] + c[CHAINS - 1][i / 4][i % 4] : c[1][i / 4][i % 4];
+            if (step0 > 0)
+                x += waiting[i / 4 * 4 * WARP + i % 4];
+        }
+        if (is_last)
+            weigh(p, r.max + pair, r.sum + pair, c[0], a, b);
+        else
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                waiting[i / 4 * 4 * WARP + i % 4] = c[0][i / 4][i % 4];
+    }
+}
+
+/* Factors that bring the tiles of a round, and what was before it, to one maximum. */
+static __device__ __forceinline__ void join_tiles(const room &r, const attention_job &job, const work &w, int round)
+{
+    int n = w.n_groups * HEADS, stride = job.n_pairs;
+    for (int i = (int)threadIdx.x; i < TILES * n; i += THREADS) {
+        int tile = i / n, pair = i % n;
+        float before = r.most[round % 2 * stride + pair], most = before, own = r.max[tile * stride + pair];
+#pragma unroll
+        for (int k = 0; k < TILES; k++)
+            most = fmaxf(most, r.max[k * stride + pair]);
+        r.factor[tile * stride + pair] = own == -INFINITY ? 0.0f : exp2f(own - most);
+        if (tile == 0) {
+            r.most[(round + 1) % 2 * stride + pair] = most;
+            r.shrink[pair] = before == -INFINITY ? 0.0f : exp2f(before - most);
         }
     }
 }
+
+/* Once the factors are there. */
+static __device__ __forceinline__ void join_sums(const room &r, const attention_job &job, const work &w)
+{
+    int pair = (int)threadIdx.x;
+    if (pair >= w.n_groups * HEADS)
+        return;
+    float all = r.all[pair] * r.shrink[pair];
+#pragma unroll
+    for (int k = 0; k < TILES; k++)
+        all = fmaf(r.factor[k * job.n_pairs + pair], r.sum[k * job.n_pairs + pair], all);
+    r.all[pair] = all;
+}
+
+/* ---- values: a lane has columns 2 g, 2 g + 1 of its warp's 16, keys 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of every tile ---- */
+
+struct tile_values {
+    float2 at[TILES][4];
+};
+
+static __device__ __forceinline__ int column_of(const work &w)
+{
+    return w.column0 + (int)threadIdx.x / WARP * 16 + (int)(threadIdx.x % WARP) / 4 * 2;
+}
+
+template <bool IS_FIXED>
+static __device__ __forceinline__ void load_cached_values(tile_values &v, const attention_job &job, const work &w, int key0)
+{
+    int t = (int)threadIdx.x % 4, v_dim = IS_FIXED ? (int)STRIP : job.kv.v_head_dim, column = column_of(w);
+    const float *values = job.kv.v + w.kv_head * v_dim + column;
+#pragma unroll
+    for (int k = 0; k < TILES; k++) {
+        if (key0 + k * KEYS >= w.own || key0 + k * KEYS >= w.last) /* the same in the whole block */
+            break;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const float *from = values + (int64_t)slot_of(job, w, key0 + k * KEYS + e / 2 * 8 + 2 * t + e % 2) *
+                                             (job.kv.n_kv_heads * v_dim);
+            if (IS_FIXED)
+                v.at[k][e] = *(const float2 *)from;
+            else
+                v.at[k][e] = float2{column < v_dim ? from[0] : 0.0f, column + 1 < v_dim ? from[1] : 0.0f};
+        }
+    }
+}
+
+/* Not scaled yet: add_values does that. */
+static __device__ __forceinline__ void load_own_values(tile_values &v, const attention_job &job, const work &w, int key0)
+{
+    int t = (int)threadIdx.x % 4, column = column_of(w), v_dim = job.kv.v_head_dim;
+#pragma unroll
+    for (int k = 0; k < TILES; k++) {
+        if (key0 + (k + 1) * KEYS <= w.own || key0 + k * KEYS >= w.last) /* the same in the whole block */
+            continue;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int row = key0 + k * KEYS + e / 2 * 8 + 2 * t + e % 2 - w.own;
+            if (row < 0 || row >= w.last - w.own || column >= v_dim)
+                continue;
+            const float *from = job.v + row * job.v_stride + (int64_t)w.kv_head * v_dim + column;
+            v.at[k][e].x = from[0];
+            v.at[k][e].y = column + 1 < v_dim ? from[1] : 0.0f;
+        }
+    }
+}
+
+/* A lane's part of the output: heads g (elements 0, 1) and g + 8, columns 2 t and 2 t + 1 of even (0) and odd (1) ones of 16. */
+template <int GROUPS> struct value_sums {
+    float at[GROUPS][2][4];
+};
+
+static __device__ __forceinline__ uint32_t kept(uint32_t pair, int key, int a, int b)
+{
+    uint32_t low = key >= a && key < b ? 0x0000ffffu : 0u, high = key + 1 >= a && key + 1 < b ? 0xffff0000u : 0u;
+    return pair & (low | high);
+}
+
+/* Values of one tile as operands: [even or odd columns][keys]. */
+struct value_pieces {
+    uint32_t hi[2][2], lo[2][2];
+};
+
+static __device__ __forceinline__ value_pieces masked(const value_pieces &v, int a, int b)
+{
+    int t = (int)threadIdx.x % 4;
+    value_pieces m;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        m.hi[i / 2][i % 2] = kept(v.hi[i / 2][i % 2], 2 * t + i % 2 * 8, a, b);
+        m.lo[i / 2][i % 2] = kept(v.lo[i / 2][i % 2], 2 * t + i % 2 * 8, a, b);
+    }
+    return m;
+}
+
+/* f: of heads g and g + 8. */
+static __device__ __forceinline__ void add_product(float sum[2][4], const uint4 *p, const float f[2], const value_pieces &v)
+{
+    uint4 x = p[0], y = p[WARP];
+    uint32_t hi[4] = {x.x, x.y, x.z, x.w}, lo[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float c[4] = {};
+        mma_bf16(c, hi, v.hi[i]);
+        mma_bf16(c, hi, v.lo[i]);
+        mma_bf16(c, lo, v.hi[i]);
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            sum[i][e] = fmaf(c[e], f[e / 2], sum[i][e]);
+    }
+}
+
+/* All tiles of a round.  Where all groups see a whole tile they go two by two without
+ * a branch between them: one too many then adds to sums that nobody reads. */
+template <int GROUPS>
+static __device__ __forceinline__ void add_values(value_sums<GROUPS> &sums, const room &r, const tile_values &v,
+                                                  const attention_job &job, const work &w, int key0)
+{
+    const int each = GROUPS < 2 ? GROUPS : 2;
+    int lane = (int)(threadIdx.x % WARP), g = lane / 4, t = lane % 4;
+    int inner_a = r.sees[w.n_groups - 1].x - key0, inner_b = r.sees[0].y - key0; /* rows ascend */
+#pragma unroll
+    for (int j = 0; j < GROUPS; j++)
+        if (GROUPS > 1 && j < w.n_groups) {
+#pragma unroll
+            for (int e = 0; e < 8; e++)
+                sums.at[j][e / 4][e % 4] *= r.shrink[j * HEADS + g + e % 4 / 2 * 8];
+        }
+#pragma unroll
+    for (int k = 0; k < TILES; k++) {
+        const int at = k * KEYS;
+        if (key0 + at >= w.last || key0 + at + KEYS <= w.first)
+            continue;
+        value_pieces pieces;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float2 a = v.at[k][2 * i], b = v.at[k][2 * i + 1];
+            if (key0 + at + KEYS > w.own) { /* the same in the whole block */
+                int key = key0 + at + 8 * i + 2 * t;
+                float x = key < w.own ? 1.0f : job.v_scale, y = key + 1 < w.own ? 1.0f : job.v_scale;
+                a = float2{a.x * x, a.y * x};
+                b = float2{b.x * y, b.y * y};
+            }
+            split(pieces.hi[0][i], pieces.lo[0][i], a.x, b.x);
+            split(pieces.hi[1][i], pieces.lo[1][i], a.y, b.y);
+        }
+        bool is_inner = inner_a <= at && inner_b >= at + KEYS;
+#pragma unroll
+        for (int j = 0; j < GROUPS; j += each)
+            if (is_inner && j < w.n_groups) {
+#pragma unroll
+                for (int i = 0; i < each; i++) {
+                    const float *factor = r.factor + k * job.n_pairs + (j + i) * HEADS + g, f[2] = {factor[0], factor[8]};
+                    add_product(sums.at[j + i], r.p + ((j + i) * TILES + k) * UNIT + lane, f, pieces);
+                }
+            }
+        if (is_inner)
+            continue;
+#pragma unroll
+        for (int j = 0; j < GROUPS; j++) {
+            if (j >= w.n_groups)
+                continue;
+            int a = r.sees[j].x - key0 - at, b = r.sees[j].y - key0 - at;
+            const float *factor = r.factor + k * job.n_pairs + j * HEADS + g, f[2] = {factor[0], factor[8]};
+            if (a < KEYS && b > 0 && a < b)
+                add_product(sums.at[j], r.p + (j * TILES + k) * UNIT + lane, f, masked(pieces, a, b));
+        }
+    }
+}
+
+/* step_window.cu: windows of up to WINDOW positions, heads as IS_FIXED says. */
+mq_status fixed_window(mq_dev *dev, const attention_job *job, mq_err *err);
 
 } // namespace decode
 } // namespace mq_cuda

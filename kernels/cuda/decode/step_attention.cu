@@ -1,124 +1,173 @@
 /* Attention of the decode step: rotate, store and attend in one kernel; a second one joins chunks.
  *
- * Work comes in groups, eight query heads of one row that share a KV head: what a group sees is the same for all its pairs, so
- * keys outside are passed over, never multiplied by 0.  A block has the keys and values of 64 positions (a tile; tiles start at
- * multiples of 64) in shared memory for up to eight groups.  A score is one chain of multiply-adds over the dimensions, a value
- * one chain over the keys of a chunk; between tiles maximum and sum run as in online softmax (Milakov and Gimelshein, arXiv
- * 1805.02867).  So a row's bits do not depend on which warp or block has its group, and blocks divide chunks and groups
- * among themselves as suits the length, which they read on the device.
+ * Work comes in groups, 16 query heads of one row that share a KV head (attention_tile.cuh).  Keys are cut into tiles of 16
+ * positions and chunks of MQ_DECODE_CHUNK, both at multiples of their size; within a chunk rounds of eight tiles follow each other
+ * as in online softmax (Milakov and Gimelshein, arXiv 1805.02867), chunks are joined by the second kernel.  So what a row gets
+ * does not depend on the block that has its group, nor on what else that block has, and blocks divide chunks and groups among
+ * themselves as suits the length, which they read on the device.
  *
  * Rows of the step read each other's keys from the job, rotated anew with the same rounding, not from the cache: no block
- * waits for another.  Windows of at most a chunk need no parts: a block takes a group through its whole window. */
+ * waits for another.  A window of up to eight tiles needs no parts: a block takes a group through its whole window, whose
+ * tiles start where the window does.
+ *
+ * What the cache holds of earlier steps does not wait for the kernel before this one: windows load it into registers, chunks
+ * into L2. */
 #include "kernels/cuda/decode/attention_tile.cuh"
 
 namespace mq_cuda {
 namespace decode {
 
-enum { JOIN_THREADS = 128, CHUNK = MQ_DECODE_CHUNK, ROOM_BYTES = 160 << 10 };
+enum {
+    CHUNK = MQ_DECODE_CHUNK,
+    MAX_GROUPS = 8,
+    ANY_STEPS = 4,
+    JOIN_WARPS = 8,
+    ROOM_BYTES = 200 << 10
+};
+static const float LOG2_E = 1.44269504088896340736f;
 
-/* A chunk costs a block about as much to load as this many groups to compute: products of 256 keys at the rates of the
- * multiply-add units against copies of 1280 bytes a key. */
+/* A chunk costs a block about as much to load as this many groups to compute: 256 keys of 1280 bytes from L2 against products at
+ * the rate of the tensor cores. */
 enum { LOAD_COST = 2 };
 
-/* One part is all there is: as join_kernel has it for one chunk. */
-static __device__ __forceinline__ void write_output(const attention_job &job, float max, float sum, const float *value,
-                                                    int row, int head, int column)
+/* What a group of w sees, and its sums set to nothing; barriers are the caller's. */
+static __device__ __forceinline__ void start_groups(const room &r, const attention_job &job, const work &w, int pos0)
 {
-    float sink = job.sink ? job.sink[head] : -INFINITY, most = fmaxf(max, sink), shrink = expf(max - most);
-    float all = job.sink ? fmaf(sum, shrink, expf(sink - most)) : sum * shrink;
-    uint16_t *out = job.out + ((int64_t)row * job.n_heads + head) * job.kv.v_head_dim;
-#pragma unroll
-    for (int k = 0; k < 4; k++)
-        if (column + k < job.kv.v_head_dim)
-            out[column + k] = mq_f32_to_bf16(value[k] * shrink / all);
+    int i = (int)threadIdx.x;
+    if (i < w.n_groups) {
+        int pos = pos0 + (w.group0 + i) / job.row_groups, a = first_visible(job, pos) - w.start, b = pos + 1 - w.start;
+        r.sees[i].x = a > w.first ? (a < w.last ? a : w.last) : w.first;
+        r.sees[i].y = b < w.last ? (b > w.first ? b : w.first) : w.last;
+    }
+    if (i < w.n_groups * HEADS) {
+        r.most[i] = -INFINITY;
+        r.all[i] = 0.0f;
+    }
 }
 
-template <bool IS_DIRECT>
-static __device__ __forceinline__ void finish(const value_sums *sums, const room &r, const attention_job &job,
-                                              const work &w)
+/* The rows of the step into the cache, a warp a row; nobody reads these slots in this step. */
+static __device__ __forceinline__ void store_rows(const attention_job &job, int kv_head, int n, int pos0)
 {
+    int dim = job.kv.head_dim, v_dim = job.kv.v_head_dim, lane = (int)(threadIdx.x % WARP);
+    for (int row = (int)(threadIdx.x / WARP); row < n; row += TILES) {
+        int64_t at = (int64_t)((pos0 + row) % (int)job.kv.n_slots) * job.kv.n_kv_heads + kv_head;
+        const float *k = job.k + row * job.k_stride + (int64_t)kv_head * dim;
+        const float *v = job.v + row * job.v_stride + (int64_t)kv_head * v_dim;
+#pragma unroll 4
+        for (int d = lane; d < dim; d += WARP)
+            job.kv.k[at * dim + d] = rotated(k, d, job.rope + row * 2 * job.half, job.half);
+#pragma unroll 4
+        for (int d = lane; d < v_dim; d += WARP)
+            job.kv.v[at * v_dim + d] = v[d] * job.v_scale;
+    }
+}
+
+/* The keys of a warp's tile against all groups; x: their first STEPS * 16 dimensions. */
+template <int STEPS, int CHAINS, bool IS_FIXED>
+static __device__ __forceinline__ void score(key_values<STEPS> &x, const room &r, const attention_job &job, const work &w,
+                                             int tile, int key0)
+{
+    for (int step = 0;;) {
+        key_pieces<STEPS> k;
+        split_keys(k, x);
+        bool is_last = IS_FIXED || step + STEPS == job.n_steps;
+        score_tile<STEPS, CHAINS>(r, k, job, w, tile, key0, step, is_last);
+        if (is_last)
+            return;
+        step += STEPS;
+        load_cached_keys<STEPS, IS_FIXED>(x, job, w, key0, step);
+        load_own_keys<STEPS, IS_FIXED>(x, job, w, key0, step);
+    }
+}
+
+/* ---- windows ---- */
+
+static __device__ __forceinline__ void write_output(const room &r, const value_sums<1> &sums, const attention_job &job,
+                                                    const work &w, int row, int head0, const float sinks[2])
+{
+    int g = (int)(threadIdx.x % WARP) / 4, v_dim = job.kv.v_head_dim;
+    int column = w.column0 + (int)threadIdx.x / WARP * 16 + (int)threadIdx.x % 4 * 4;
 #pragma unroll
-    for (int s = 0; s < SLOTS; s++) {
-        value_place at = place_of(job, s);
-        if (at.group >= w.n_groups || at.column >= job.v_dim4)
+    for (int h = 0; h < 2; h++) {
+        int head = head0 + g + 8 * h;
+        if (head >= job.share || column >= v_dim)
             continue;
-        int group = w.group0 + at.group, row = group / job.row_groups;
+        head += w.kv_head * job.share;
+        float sink = sinks[h], max = r.most[job.n_pairs + g + 8 * h];
+        float most = fmaxf(max, sink), shrink = exp2f(max - most), all = r.all[g + 8 * h] * shrink;
+        all = job.sink ? all + exp2f(sink - most) : all;
+        uint16_t *out = job.out + ((int64_t)row * job.n_heads + head) * v_dim + column;
+        float value[4] = {sums.at[0][0][2 * h], sums.at[0][1][2 * h], sums.at[0][0][2 * h + 1], sums.at[0][1][2 * h + 1]};
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int pair = at.group * GROUP + at.pair + i, within = group % job.row_groups * GROUP + at.pair + i;
-            int head = w.kv_head * job.share + within;
-            const float *value = sums[s].at[i];
-            if (within >= job.share)
-                continue;
-            if (IS_DIRECT) {
-                write_output(job, r.max[pair], r.sum[pair], value, row, head, at.column);
-                continue;
-            }
-            int64_t part = (w.chunk * job.n_heads + head) * ROWS + row;
-            *(float4 *)(job.value + part * job.v_dim4 + at.column) = float4{value[0], value[1], value[2], value[3]};
-            if (at.column == 0)
-                *(float2 *)(job.state + 2 * part) = float2{r.max[pair], r.sum[pair]};
-        }
+        for (int i = 0; i < 4; i++)
+            if (column + i < v_dim)
+                out[i] = mq_f32_to_bf16(value[i] * shrink / all);
     }
 }
 
-/* All threads of the block; cosines and sines are there when is_first is false. */
-template <bool IS_DIRECT>
-static __device__ __forceinline__ void attend(const room &r, const attention_job &job, const work &w, int n, int64_t pos0,
-                                              bool is_first)
+/* A group through its window, or zeros where a row is not used. */
+static __global__ void __launch_bounds__(THREADS, 1) step_window_kernel(attention_job job)
 {
-    int64_t first_tile = w.first / KEYS * KEYS;
-    int warp = (int)(threadIdx.x / WARP);
-    value_sums sums[SLOTS] = {};
-    load_cached(r.keys, job.tile_stride, job.kv.k, job, w, job.kv.head_dim, job.dim4, job.is_wide_k, first_tile, pos0);
-    copy_async_commit();
-    load_cached(r.values, job.v_dim4, job.kv.v, job, w, job.kv.v_head_dim, job.v_dim4, job.is_wide_v, first_tile, pos0);
-    copy_async_commit();
-    if (is_first) {
-        for (int i = (int)threadIdx.x; i < n * 2 * job.half; i += THREADS)
-            r.cos_sin[i] = job.rope[i];
-        __syncthreads();
+    MQ_SHARED_DYNAMIC(memory, float);
+    let_next_start();
+    room r = room_of(job, memory);
+    int n = job.in->n, n_groups = ROWS * job.row_groups, block = (int)blockIdx.x;
+    int pos0 = (int)job.in->pos0;
+    if (block >= job.kv.n_kv_heads * n_groups * job.n_strips) { /* the same in the whole block */
+        wait_for_previous();
+        store_rows(job, block - job.kv.n_kv_heads * n_groups * job.n_strips, n, pos0);
+        return;
     }
-    load_queries(r, job, w);
-    load_own_keys(r, job, w, first_tile, pos0);
-    load_own_values(r, job, w, first_tile, pos0);
-    for (int i = (int)threadIdx.x; i < w.n_groups * GROUP; i += THREADS) {
-        r.max[i] = -INFINITY;
-        r.sum[i] = 0.0f;
+    work w = {};
+    w.column0 = block % job.n_strips * STRIP;
+    w.group0 = block / job.n_strips % n_groups;
+    w.kv_head = block / job.n_strips / n_groups;
+    w.n_groups = 1;
+    int row = w.group0 / job.row_groups, head0 = w.group0 % job.row_groups * HEADS;
+    if (row >= n) { /* the same in the whole block */
+        wait_for_previous();
+        for (int h = head0; h < head0 + HEADS && h < job.share; h++)
+            for (int d = w.column0 + (int)threadIdx.x; d < w.column0 + STRIP && d < job.kv.v_head_dim; d += THREADS)
+                job.out[((int64_t)row * job.n_heads + w.kv_head * job.share + h) * job.kv.v_head_dim + d] = 0;
+        return;
     }
-
-    for (int64_t base = first_tile; base < w.last; base += KEYS) {
-        bool has_next = base + KEYS < w.last;
-        copy_async_wait<1>();
-        __syncthreads(); /* keys are there */
-        score_tile<IS_DIRECT>(r, job, w.n_groups);
-        __syncthreads(); /* scores are there, keys are done with */
-        if (has_next) {
-            load_cached(r.keys, job.tile_stride, job.kv.k, job, w, job.kv.head_dim, job.dim4, job.is_wide_k, base + KEYS,
-                        pos0);
-            load_own_keys(r, job, w, base + KEYS, pos0);
-        }
-        copy_async_commit();
-        for (int group = warp; group < w.n_groups; group += WARPS) {
-            int a, b;
-            visible_keys(job, w, group, pos0, base, &a, &b);
-            if (a < b) /* the same in the whole warp */
-                weigh_group(r, group, a, b);
-        }
-        copy_async_wait<1>();
-        __syncthreads(); /* weights and values are there */
-        add_tile<IS_DIRECT>(sums, r, job, w, pos0, base);
-        __syncthreads(); /* values and weights are done with */
-        if (has_next) {
-            load_cached(r.values, job.v_dim4, job.kv.v, job, w, job.kv.v_head_dim, job.v_dim4, job.is_wide_v, base + KEYS,
-                        pos0);
-            load_own_values(r, job, w, base + KEYS, pos0);
-        }
-        copy_async_commit();
+    w.start = first_visible(job, pos0 + row);
+    w.last = pos0 + row + 1 - w.start;
+    w.own = pos0 - w.start;
+    w.slot = w.start % (int)job.kv.n_slots;
+    int tile = (int)threadIdx.x / WARP;
+    key_values<ANY_STEPS> x = {};
+    tile_values v = {};
+    load_cached_keys<ANY_STEPS, false>(x, job, w, tile * KEYS, 0);
+    load_cached_values<false>(v, job, w, 0);
+    start_groups(r, job, w, pos0);
+    float sinks[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int head = head0 + (int)(threadIdx.x % WARP) / 4 + 8 * h;
+        sinks[h] = job.sink && head < job.share ? job.sink[w.kv_head * job.share + head] * LOG2_E : -INFINITY;
     }
-    finish<IS_DIRECT>(sums, r, job, w);
-    __syncthreads(); /* the next item overwrites what finish read */
+    wait_for_previous();
+    load_own_values(v, job, w, 0);
+    load_own_keys<ANY_STEPS, false>(x, job, w, tile * KEYS, 0);
+    store_any_queries(r, job, w);
+    __syncthreads(); /* queries are there */
+    score<ANY_STEPS, 3, false>(x, r, job, w, tile, tile * KEYS);
+    __syncthreads(); /* weights of tiles are there */
+    join_tiles(r, job, w, 0);
+    __syncthreads(); /* factors are there */
+    value_sums<1> sums = {};
+    join_sums(r, job, w);
+    add_values<1>(sums, r, v, job, w, 0);
+    __syncthreads(); /* sums are there */
+    write_output(r, sums, job, w, row, head0, sinks);
 }
+
+/* ---- chunks ---- */
+
+struct chunk_items {
+    int chunk0, n_chunks, pieces, n;
+};
 
 static __device__ __forceinline__ int ceil_div(int a, int b)
 {
@@ -128,12 +177,10 @@ static __device__ __forceinline__ int ceil_div(int a, int b)
 /* In how many pieces to cut the groups of a chunk, so that the blocks end together; at most max_groups each. */
 static __device__ __forceinline__ int best_split(int n_chunks, int n_groups, int max_groups, int n_blocks)
 {
-    int best = n_groups;
-    int64_t least = INT64_MAX;
+    int best = n_groups, least = INT32_MAX;
     for (int s = ceil_div(n_groups, max_groups); s < 2 * n_groups; s *= 2) {
         int pieces = s < n_groups ? s : n_groups;
-        int64_t rounds = ((int64_t)n_chunks * pieces + n_blocks - 1) / n_blocks;
-        int64_t cost = rounds * (ceil_div(n_groups, pieces) + LOAD_COST);
+        int cost = ceil_div(n_chunks * pieces, n_blocks) * (ceil_div(n_groups, pieces) + LOAD_COST);
         if (cost < least) {
             least = cost;
             best = pieces;
@@ -142,190 +189,190 @@ static __device__ __forceinline__ int best_split(int n_chunks, int n_groups, int
     return best;
 }
 
-/* A whole window, or nothing where a row is not used. */
-static __device__ __forceinline__ void attend_window(const room &r, const attention_job &job, int n, int64_t pos0)
+static __device__ __forceinline__ chunk_items items_of(const attention_job &job, int n, int pos0)
 {
-    int64_t per_head = (int64_t)ROWS * job.row_groups;
+    chunk_items items;
+    items.chunk0 = first_visible(job, pos0) / CHUNK;
+    items.n_chunks = (pos0 + n - 1) / CHUNK - items.chunk0 + 1;
+    int whole = items.n_chunks * job.kv.n_kv_heads * job.n_strips;
+    items.pieces = best_split(whole, n * job.row_groups, job.n_pairs / HEADS, (int)gridDim.x);
+    items.n = whole * items.pieces;
+    return items;
+}
+
+static __device__ __forceinline__ work work_of(const attention_job &job, const chunk_items &items, int item, int n, int pos0)
+{
+    int n_groups = n * job.row_groups, piece = item % items.pieces;
     work w = {};
-    w.kv_head = (int)(blockIdx.x / per_head);
-    w.group0 = (int)(blockIdx.x % per_head);
-    w.n_groups = 1;
-    int row = w.group0 / job.row_groups;
-    if (row >= n) { /* the same in the whole block */
-        int head0 = w.group0 % job.row_groups * GROUP, heads = job.share - head0 < GROUP ? job.share - head0 : (int)GROUP;
-        uint16_t *out = job.out + ((int64_t)row * job.n_heads + w.kv_head * job.share + head0) * job.kv.v_head_dim;
-        for (int i = (int)threadIdx.x; i < heads * job.kv.v_head_dim; i += THREADS)
-            out[i] = 0;
-        return;
-    }
-    w.last = pos0 + row + 1;
-    w.first = first_visible(job, pos0 + row);
-    w.slot = w.first % job.kv.n_slots;
-    attend<true>(r, job, w, n, pos0, true);
-    if (w.group0 % job.row_groups == 0)
-        store_rows(r, job, w.kv_head, row, row + 1, pos0);
+    item /= items.pieces;
+    w.chunk = item % items.n_chunks;
+    item /= items.n_chunks;
+    w.column0 = item % job.n_strips * STRIP;
+    w.kv_head = item / job.n_strips;
+    w.group0 = n_groups * piece / items.pieces;
+    w.n_groups = n_groups * (piece + 1) / items.pieces - w.group0;
+    w.start = (items.chunk0 + w.chunk) * CHUNK;
+    int lo = first_visible(job, pos0 + w.group0 / job.row_groups) - w.start;
+    int hi = pos0 + (w.group0 + w.n_groups - 1) / job.row_groups + 1 - w.start, own = pos0 - w.start;
+    w.first = lo < 0 ? 0 : lo < CHUNK ? lo : (int)CHUNK;
+    w.last = hi < CHUNK ? hi : (int)CHUNK;
+    w.own = own < CHUNK ? own : (int)CHUNK;
+    w.slot = (w.start + w.first) % (int)job.kv.n_slots;
+    return w;
 }
 
-static __device__ __forceinline__ void attend_chunks(const room &r, const attention_job &job, int n, int64_t pos0)
+/* What the cache holds of an item, into L2. */
+static __device__ __forceinline__ void prefetch(const attention_job &job, const work &w)
 {
-    int n_groups = n * job.row_groups;
-    int64_t chunk0 = first_visible(job, pos0) / CHUNK;
-    int n_chunks = (int)((pos0 + n - 1) / CHUNK - chunk0 + 1);
-    int pieces = best_split(n_chunks * job.kv.n_kv_heads, n_groups, job.max_groups, (int)gridDim.x);
-    int64_t n_items = (int64_t)job.kv.n_kv_heads * n_chunks * pieces;
-    bool is_first = true;
-    for (int64_t item = blockIdx.x; item < n_items; item += gridDim.x) {
-        int piece = (int)(item % pieces);
-        work w = {};
-        w.chunk = item / pieces % n_chunks;
-        w.kv_head = (int)(item / pieces / n_chunks);
-        w.group0 = n_groups * piece / pieces;
-        w.n_groups = n_groups * (piece + 1) / pieces - w.group0;
-        int64_t start = (chunk0 + w.chunk) * CHUNK, end = start + CHUNK;
-        int64_t lo = first_visible(job, pos0 + w.group0 / job.row_groups);
-        int64_t hi = pos0 + (w.group0 + w.n_groups - 1) / job.row_groups + 1;
-        w.first = lo > start ? lo : start;
-        w.last = hi < end ? hi : end;
-        w.slot = w.first % job.kv.n_slots;
-        if (w.first >= w.last) /* none of these rows sees the chunk: the same in the whole block */
-            continue;
-        attend<false>(r, job, w, n, pos0, is_first);
-        is_first = false;
-        if (piece == pieces - 1 && end > pos0) /* the piece that sees all rows of the chunk */
-            store_rows(r, job, w.kv_head, start > pos0 ? (int)(start - pos0) : 0, end < pos0 + n ? (int)(end - pos0) : n, pos0);
+    for (int key = w.first + (int)threadIdx.x; key < w.last && key < w.own; key += THREADS) {
+        int64_t at = (int64_t)slot_of(job, w, key) * job.kv.n_kv_heads + w.kv_head;
+        prefetch_bulk_l2(job.kv.k + at * job.kv.head_dim, (uint32_t)job.kv.head_dim * 4);
+        prefetch_bulk_l2(job.kv.v + at * job.kv.v_head_dim, (uint32_t)job.kv.v_head_dim * 4);
     }
 }
 
-template <bool IS_DIRECT> static __global__ void __launch_bounds__(THREADS) step_attention_kernel(attention_job job)
+static __device__ __forceinline__ void write_part(const room &r, const value_sums<MAX_GROUPS> &sums, const attention_job &job,
+                                                  const work &w, int n_rounds)
+{
+    int g = (int)(threadIdx.x % WARP) / 4, column = w.column0 + (int)threadIdx.x / WARP * 16 + (int)threadIdx.x % 4 * 4;
+#pragma unroll
+    for (int j = 0; j < MAX_GROUPS; j++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int row = (w.group0 + j) / job.row_groups, head = (w.group0 + j) % job.row_groups * HEADS + g + 8 * h;
+            if (j >= w.n_groups || head >= job.share)
+                continue;
+            head += w.kv_head * job.share;
+            if (column < job.v_dim4)
+                *(float4 *)(job.value + (((int64_t)w.chunk * job.n_heads + head) * ROWS + row) * job.v_dim4 + column) =
+                    float4{sums.at[j][0][2 * h], sums.at[j][1][2 * h], sums.at[j][0][2 * h + 1], sums.at[j][1][2 * h + 1]};
+            int pair = j * HEADS + g + 8 * h;
+            if (column == 0)
+                job.state[((int64_t)head * ROWS + row) * job.n_parts + w.chunk] =
+                    float2{r.most[n_rounds % 2 * job.n_pairs + pair], r.all[pair]};
+        }
+}
+
+template <int STEPS, bool IS_FIXED>
+static __device__ __forceinline__ void attend_chunk(const room &r, const attention_job &job, const work &w)
+{
+    int warp = (int)threadIdx.x / WARP, round = 0;
+    value_sums<MAX_GROUPS> sums = {};
+    for (int key0 = 0; key0 < CHUNK; key0 += TILES * KEYS) {
+        if (key0 >= w.last || key0 + TILES * KEYS <= w.first) /* the same in the whole block */
+            continue;
+        {
+            key_values<STEPS> x = {};
+            load_cached_keys<STEPS, IS_FIXED>(x, job, w, key0 + warp * KEYS, 0);
+            load_own_keys<STEPS, IS_FIXED>(x, job, w, key0 + warp * KEYS, 0);
+            score<STEPS, 2, IS_FIXED>(x, r, job, w, warp, key0 + warp * KEYS);
+        }
+        tile_values v = {};
+        load_cached_values<IS_FIXED>(v, job, w, key0);
+        load_own_values(v, job, w, key0);
+        __syncthreads(); /* weights of tiles are there */
+        join_tiles(r, job, w, round++);
+        __syncthreads(); /* factors are there */
+        join_sums(r, job, w);
+        add_values<MAX_GROUPS>(sums, r, v, job, w, key0);
+        __syncthreads(); /* weights and factors are done with, sums are there */
+    }
+    write_part(r, sums, job, w, round);
+}
+
+template <int STEPS, bool IS_FIXED>
+static __global__ void __launch_bounds__(THREADS, 1) step_chunk_kernel(attention_job job)
 {
     MQ_SHARED_DYNAMIC(memory, float);
-    room_layout l = layout_of(job.dim4, job.v_dim4, job.tile_stride, job.half, job.max_groups);
-    float *state = memory + l.state;
-    int n_states = job.max_groups * GROUP;
-    room r = {memory, memory + l.keys,  memory + l.values,    memory + l.p, memory + l.cos_sin,
-              state,  state + n_states, state + 2 * n_states};
-    wait_for_previous();
     let_next_start();
+    room r = room_of(job, memory);
     int n = job.in->n;
-    int64_t pos0 = job.in->pos0;
-    if (IS_DIRECT)
-        attend_window(r, job, n, pos0);
-    else
-        attend_chunks(r, job, n, pos0);
+    int pos0 = (int)job.in->pos0;
+    chunk_items items = items_of(job, n, pos0);
+    work w = work_of(job, items, (int)blockIdx.x, n, pos0);
+    if (IS_FIXED && (int)blockIdx.x < items.n)
+        prefetch(job, w);
+    wait_for_previous();
+    for (int item = (int)blockIdx.x; item < items.n; item += (int)gridDim.x) {
+        work next = work_of(job, items, item + (int)gridDim.x, n, pos0);
+        if (w.first < w.last) { /* the same in the whole block: a row of the item sees the chunk */
+            start_groups(r, job, w, pos0);
+            if (IS_FIXED)
+                store_fixed_queries<4>(r, job, w);
+            else
+                store_any_queries(r, job, w);
+            __syncthreads(); /* queries are there */
+            if (IS_FIXED && item + (int)gridDim.x < items.n)
+                prefetch(job, next);
+            attend_chunk<STEPS, IS_FIXED>(r, job, w);
+            __syncthreads(); /* the next item overwrites what was read */
+        }
+        w = next;
+    }
+    if ((int)blockIdx.x == items.n % (int)gridDim.x) /* has least to do */
+        for (int kv_head = 0; kv_head < job.kv.n_kv_heads; kv_head++)
+            store_rows(job, kv_head, n, pos0);
 }
 
-/* Parts of a (row, head) in ascending order: a block each, a thread a value. */
-static __global__ void __launch_bounds__(JOIN_THREADS) join_kernel(attention_job job)
+/* Parts of a (row, head): a block each.  Chunk c goes to warp c % 8, a lane has four columns; warps are added in ascending order. */
+static __global__ void __launch_bounds__(JOIN_WARPS *WARP) join_kernel(attention_job job)
 {
-    MQ_SHARED(weights, float[JOIN_THREADS]);
-    MQ_SHARED(sums, float[JOIN_THREADS]);
+    MQ_SHARED(values, float[JOIN_WARPS][STRIP]);
+    MQ_SHARED(sums, float[JOIN_WARPS]);
     int head = (int)(blockIdx.x / ROWS), row = (int)(blockIdx.x % ROWS), v_dim = job.kv.v_head_dim;
+    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
     uint16_t *out = job.out + ((int64_t)row * job.n_heads + head) * v_dim;
-    wait_for_previous();
     let_next_start();
-    if (row >= job.in->n) {
-        for (int d = (int)threadIdx.x; d < v_dim; d += JOIN_THREADS)
+    int n = job.in->n;
+    int pos0 = (int)job.in->pos0, pos = pos0 + row, chunk0 = first_visible(job, pos0) / CHUNK;
+    int first = first_visible(job, pos) / CHUNK, last = pos / CHUNK;
+    float sink = job.sink ? job.sink[head] * LOG2_E : -INFINITY;
+    wait_for_previous();
+    if (row >= n) {
+        for (int d = (int)threadIdx.x; d < v_dim; d += JOIN_WARPS * WARP)
             out[d] = 0;
         return;
     }
-    int64_t pos0 = job.in->pos0, pos = pos0 + row, chunk0 = first_visible(job, pos0) / CHUNK;
-    int first = (int)(first_visible(job, pos) / CHUNK - chunk0), last = (int)(pos / CHUNK - chunk0);
-    float sink = job.sink ? job.sink[head] : -INFINITY, max = sink;
-    for (int c = first + (int)threadIdx.x; c <= last; c += JOIN_THREADS)
-        max = fmaxf(max, job.state[2 * (((int64_t)c * job.n_heads + head) * ROWS + row)]);
-    ranked most = {max, (int32_t)threadIdx.x};
-    max = block_best(most).value;
-
-    for (int d0 = 0; d0 < v_dim; d0 += JOIN_THREADS) {
-        int d = d0 + (int)threadIdx.x;
-        float value = 0.0f, all = job.sink ? expf(sink - max) : 0.0f;
-        for (int base = first; base <= last; base += JOIN_THREADS) {
-            int count = last + 1 - base < JOIN_THREADS ? last + 1 - base : (int)JOIN_THREADS, c = base + (int)threadIdx.x;
-            __syncthreads(); /* the weights before have been read */
-            if (c <= last) {
-                float2 s = *(const float2 *)(job.state + 2 * (((int64_t)c * job.n_heads + head) * ROWS + row));
-                weights[threadIdx.x] = expf(s.x - max);
-                sums[threadIdx.x] = s.y;
-            }
-            __syncthreads();
-            const float *from = job.value + (((int64_t)base * job.n_heads + head) * ROWS + row) * job.v_dim4;
-            int64_t step = (int64_t)job.n_heads * ROWS * job.v_dim4;
-            if (d < v_dim) {
+    const float2 *state = job.state + ((int64_t)head * ROWS + row) * job.n_parts - chunk0;
+    ranked most = {sink, (int32_t)threadIdx.x};
+    for (int c = first + (int)threadIdx.x; c <= last; c += JOIN_WARPS * WARP)
+        most.value = fmaxf(most.value, state[c].x);
+    float max = block_best(most).value;
+    int mine = first + (warp - first % JOIN_WARPS + JOIN_WARPS) % JOIN_WARPS;
+    int64_t step = (int64_t)job.n_heads * ROWS * job.v_dim4;
+    for (int d0 = 0; d0 < v_dim; d0 += STRIP) {
+        int d = d0 + 4 * lane;
+        const float *from = job.value + ((int64_t)head * ROWS + row) * job.v_dim4 + (d < job.v_dim4 ? d : 0) - chunk0 * step;
+        float4 value = {0.0f, 0.0f, 0.0f, 0.0f};
+        float all = 0.0f;
 #pragma unroll 8
-                for (int j = 0; j < count; j++) {
-                    all = fmaf(sums[j], weights[j], all);
-                    value = fmaf(from[j * step + d], weights[j], value);
-                }
-            }
+        for (int c = mine; c <= last; c += JOIN_WARPS) {
+            float2 s = state[c];
+            float4 x = *(const float4 *)(from + c * step);
+            float weight = exp2f(s.x - max);
+            all = fmaf(s.y, weight, all);
+            value.x = fmaf(x.x, weight, value.x);
+            value.y = fmaf(x.y, weight, value.y);
+            value.z = fmaf(x.z, weight, value.z);
+            value.w = fmaf(x.w, weight, value.w);
         }
-        if (d < v_dim)
-            out[d] = mq_f32_to_bf16(value / all);
+        __syncthreads(); /* the strip before has been read */
+        *(float4 *)&values[warp][4 * lane] = value;
+        if (lane == 0)
+            sums[warp] = all;
+        __syncthreads();
+        if (threadIdx.x < STRIP && d0 + (int)threadIdx.x < v_dim) {
+            float sum = 0.0f, total = job.sink ? exp2f(sink - max) : 0.0f;
+            for (int i = 0; i < JOIN_WARPS; i++) {
+                sum += values[i][threadIdx.x];
+                total += sums[i];
+            }
+            out[d0 + threadIdx.x] = mq_f32_to_bf16(sum / total);
+        }
     }
 }
 
-/* ---- sizes and launches ---- */
-
-static bool is_direct(int window)
-{
-    return window > 0 && window <= CHUNK;
-}
-
-/* Chunks that the rows of a step may touch. */
-static int64_t n_parts(int window, int64_t max_context)
-{
-    int64_t all = (max_context + CHUNK - 1) / CHUNK, some = (window + ROWS - 2) / CHUNK + 2;
-    return window > 0 && some < all ? some : all;
-}
-
-static attention_job shape_of(const mq_kv *kv, int n_heads, int rotary_dims, int window)
-{
-    attention_job job = {};
-    job.kv = *kv;
-    job.n_heads = n_heads;
-    job.share = n_heads / kv->n_kv_heads;
-    job.row_groups = (job.share + GROUP - 1) / GROUP;
-    job.half = rotary_dims / 2;
-    job.window = window;
-    job.scale = (float)(1.0 / sqrt((double)kv->head_dim));
-    job.dim4 = (kv->head_dim + 3) / 4 * 4;
-    job.v_dim4 = (kv->v_head_dim + 3) / 4 * 4;
-    job.tile_stride = (job.dim4 / 4 | 1) * 4; /* an odd number of 16 bytes: lanes in different banks */
-    job.n_slices = (kv->v_head_dim + SLICE - 1) / SLICE;
-    job.is_direct = is_direct(window);
-    int most = SLOTS * WARPS / job.n_slices;
-    job.max_groups = job.is_direct || most < 1 ? 1 : most < MAX_GROUPS ? most : (int)MAX_GROUPS;
-    while (job.max_groups > 1 && layout_of(job.dim4, job.v_dim4, job.tile_stride, job.half, job.max_groups).n_floats >
-                                     ROOM_BYTES / (int)sizeof(float))
-        job.max_groups--;
-    return job;
-}
-
-mq_status check_attention(const mq_kv *kv, int n_heads, int rotary_dims, mq_err *err)
-{
-    const int most = SLOTS * WARPS * SLICE;
-    if (n_heads % kv->n_kv_heads != 0)
-        return mq_fail(err, MQ_E_UNSUPPORTED, "%d heads are no multiple of %d KV heads", n_heads, kv->n_kv_heads);
-    if (rotary_dims < 0 || rotary_dims % 2 != 0 || rotary_dims > kv->head_dim)
-        return mq_fail(err, MQ_E_UNSUPPORTED, "%d rotary dimensions of %d: expected an even number of at most as many",
-                       rotary_dims, kv->head_dim);
-    if (kv->head_dim > most || kv->v_head_dim > most)
-        return mq_fail(err, MQ_E_UNSUPPORTED, "heads of %d and %d dimensions: expected at most %d", kv->head_dim,
-                       kv->v_head_dim, most);
-    attention_job job = shape_of(kv, n_heads, rotary_dims, 1);
-    int n_bytes = layout_of(job.dim4, job.v_dim4, job.tile_stride, job.half, 1).n_floats * (int)sizeof(float);
-    if (n_bytes > ROOM_BYTES)
-        return mq_fail(err, MQ_E_UNSUPPORTED, "heads of %d and %d dimensions need %d bytes of shared memory, more than %d",
-                       kv->head_dim, kv->v_head_dim, n_bytes, (int)ROOM_BYTES);
-    return MQ_OK;
-}
-
-int64_t attention_bytes(int n_heads, int v_head_dim, int window, int64_t max_context)
-{
-    int64_t v_dim4 = (v_head_dim + 3) / 4 * 4;
-    if (is_direct(window))
-        return 0;
-    return n_parts(window, max_context) * n_heads * ROWS * (v_dim4 + 2) * (int64_t)sizeof(float);
-}
+/* ---- the table ---- */
 
 /* A block a row; rounding as in kernels/cuda/rope.cu. */
 static __global__ void rope_table_kernel(float *table, int half, float theta, const mq_decode_input *in)
@@ -351,39 +398,104 @@ mq_status rope_table(mq_dev *dev, float *table, int rotary_dims, double theta, c
                             (float)theta, in);
 }
 
-static bool is_wide(const void *p, int width)
+/* ---- sizes and launches ---- */
+
+static bool is_direct(int window)
 {
-    return (uintptr_t)p % 16 == 0 && width % 4 == 0;
+    return window > 0 && window <= WINDOW;
+}
+
+/* Chunks that the rows of a step may touch. */
+static int64_t n_parts(int window, int64_t max_context)
+{
+    int64_t all = (max_context + CHUNK - 1) / CHUNK, some = (window + ROWS - 2) / CHUNK + 2;
+    return window > 0 && some < all ? some : all;
+}
+
+static bool is_aligned(const void *p)
+{
+    return (uintptr_t)p % 16 == 0;
+}
+
+static bool is_fixed(const mq_decode_attention *a)
+{
+    return a->kv.head_dim == FIXED_STEPS * 16 && a->kv.v_head_dim == STRIP && a->rotary_dims == 2 * FIXED_HALF &&
+           a->q_stride % 4 == 0 && a->k_stride % 4 == 0 && a->v_stride % 4 == 0 && is_aligned(a->v) && is_aligned(a->kv.k) && is_aligned(a->kv.v) && is_aligned(a->q) &&
+           is_aligned(a->k) && is_aligned(a->rope);
+}
+
+static attention_job job_of(const mq_decode_attention *a)
+{
+    attention_job job = {};
+    job.q = a->q;
+    job.k = a->k;
+    job.v = a->v;
+    job.sink = a->sink;
+    job.rope = a->rope;
+    job.q_stride = a->q_stride;
+    job.k_stride = a->k_stride;
+    job.v_stride = a->v_stride;
+    job.kv = a->kv;
+    job.in = a->in;
+    job.out = a->out;
+    job.n_heads = a->n_heads;
+    job.share = a->n_heads / a->kv.n_kv_heads;
+    job.row_groups = (job.share + HEADS - 1) / HEADS;
+    job.half = a->rotary_dims / 2;
+    job.window = a->window;
+    job.v_scale = a->v_scale;
+    job.scale = (float)(1.4426950408889634 / sqrt((double)a->kv.head_dim));
+    job.v_dim4 = (a->kv.v_head_dim + 3) / 4 * 4;
+    int steps = is_fixed(a) ? (int)FIXED_STEPS : (int)ANY_STEPS;
+    job.n_steps = (a->kv.head_dim + 16 * steps - 1) / (16 * steps) * steps;
+    job.n_strips = (a->kv.v_head_dim + STRIP - 1) / STRIP;
+    job.n_pairs = is_direct(a->window) ? HEADS : MAX_GROUPS * HEADS;
+    while (room_bytes(job.n_pairs, job.n_steps) > ROOM_BYTES)
+        job.n_pairs -= 2 * HEADS;
+    return job;
+}
+
+mq_status check_attention(const mq_kv *kv, int n_heads, int rotary_dims, mq_err *err)
+{
+    const int most = 1024; /* two groups have room in shared memory */
+    if (n_heads % kv->n_kv_heads != 0)
+        return mq_fail(err, MQ_E_UNSUPPORTED, "%d heads are no multiple of %d KV heads", n_heads, kv->n_kv_heads);
+    if (rotary_dims < 0 || rotary_dims % 2 != 0 || rotary_dims > kv->head_dim)
+        return mq_fail(err, MQ_E_UNSUPPORTED, "%d rotary dimensions of %d: expected an even number of at most as many",
+                       rotary_dims, kv->head_dim);
+    if (kv->head_dim > most || kv->v_head_dim > most)
+        return mq_fail(err, MQ_E_UNSUPPORTED, "heads of %d and %d dimensions: expected at most %d", kv->head_dim,
+                       kv->v_head_dim, most);
+    return MQ_OK;
+}
+
+int64_t attention_bytes(int n_heads, int v_head_dim, int window, int64_t max_context)
+{
+    int64_t v_dim4 = (v_head_dim + 3) / 4 * 4;
+    if (is_direct(window))
+        return 0;
+    return n_parts(window, max_context) * n_heads * ROWS * (v_dim4 + 2) * (int64_t)sizeof(float);
 }
 
 mq_status attention(mq_dev *dev, const mq_decode_attention *a, mq_err *err)
 {
-    attention_job job = shape_of(&a->kv, a->n_heads, a->rotary_dims, a->window);
-    job.q = a->q;
-    job.k = a->k;
-    job.v = a->v;
-    job.q_stride = a->q_stride;
-    job.k_stride = a->k_stride;
-    job.v_stride = a->v_stride;
-    job.sink = a->sink;
-    job.in = a->in;
-    job.out = a->out;
-    job.rope = a->rope;
-    job.v_scale = a->v_scale;
-    job.is_wide_k = is_wide(a->kv.k, a->kv.head_dim);
-    job.is_wide_v = is_wide(a->kv.v, a->kv.v_head_dim);
-    int64_t parts = n_parts(a->window, a->max_context), groups = (int64_t)a->kv.n_kv_heads * ROWS * job.row_groups;
-    size_t n_bytes =
-        (size_t)layout_of(job.dim4, job.v_dim4, job.tile_stride, job.half, job.max_groups).n_floats * sizeof(float);
-    if (job.is_direct)
-        return launch_dependent(dev, err, "step attention", step_attention_kernel<true>, dim3((unsigned)groups), THREADS,
-                                n_bytes, job);
+    attention_job job = job_of(a);
+    bool fixed = is_fixed(a);
+    int64_t groups = (int64_t)a->kv.n_kv_heads * ROWS * job.row_groups * job.n_strips;
+    if (is_direct(a->window) && fixed && dev->can_start_early) /* bulk copies */
+        return fixed_window(dev, &job, err);
+    if (is_direct(a->window))
+        return launch_dependent(dev, err, "step attention", step_window_kernel, dim3((unsigned)(groups + a->kv.n_kv_heads)),
+                                THREADS, (size_t)room_bytes(job.n_pairs, job.n_steps), job);
+    job.n_parts = n_parts(a->window, a->max_context);
     job.value = (float *)a->workspace;
-    job.state = job.value + parts * a->n_heads * ROWS * job.v_dim4;
-    MQ_TRY(launch_dependent(dev, err, "step attention", step_attention_kernel<false>,
-                            dim3(n_blocks(parts * groups, 1, dev->n_processors)), THREADS, n_bytes, job));
-    return launch_dependent(dev, err, "step attention: join", join_kernel, dim3((unsigned)(a->n_heads * ROWS)), JOIN_THREADS,
-                            0, job);
+    job.state = (float2 *)(job.value + job.n_parts * a->n_heads * ROWS * job.v_dim4);
+    MQ_TRY(launch_dependent(dev, err, "step attention",
+                            fixed ? step_chunk_kernel<FIXED_STEPS, true> : step_chunk_kernel<ANY_STEPS, false>,
+                            dim3(n_blocks(job.n_parts * groups, 1, dev->n_processors)), THREADS,
+                            (size_t)room_bytes(job.n_pairs, job.n_steps), job));
+    return launch_dependent(dev, err, "step attention: join", join_kernel, dim3((unsigned)(a->n_heads * ROWS)),
+                            JOIN_WARPS * WARP, 0, job);
 }
 
 } // namespace decode
