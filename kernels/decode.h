@@ -75,6 +75,10 @@ typedef struct mq_decode_ops {
     /* out [n_layers] (host): how many experts the last step's rows chose, each counted once; 0 for a dense layer.  Synchronous. */
     mq_status (*distinct_experts)(mq_decode *d, int32_t *out, mq_err *err);
 
+    /* An F32 matrix in dev's memory whose weights are all BF16 values becomes that BF16 matrix, in its place; w, any other stays
+     * what it is.  Synchronous but for the last copy, which is queued.  MQ_E_NOMEM, MQ_E_DEVICE. */
+    mq_status (*narrow)(struct mq_dev *dev, mq_matrix *w, mq_err *err);
+
     const mq_decode_parts *parts; /* what the step is made of, for tests and benchmarks */
 } mq_decode_ops;
 

@@ -6,6 +6,7 @@
 
 #include <stdlib.h>
 
+#include "kernels/decode.h"
 #include "runtime/load.h"
 
 mq_status mq_place_alloc(mq_place *p, mq_slot *slot, int64_t n_bytes, mq_err *err)
@@ -124,4 +125,16 @@ void mq_place_move_draft(const mq_slot *slot, mq_draft_weights *w)
     mq_place_move_floats(slot, &w->hidden_norm);
     mq_place_move_floats(slot, &w->norm);
     mq_place_move_floats(slot, &w->mask);
+}
+
+mq_status mq_place_narrow_routers(mq_place *p, mq_layer_weights *w, int64_t n, mq_err *err)
+{
+    if (!p->kernels || !p->kernels->decode || n == 0 || !w[0].is_moe)
+        return MQ_OK;
+    pthread_mutex_lock(&p->lock);
+    mq_status st = p->kernels->decode->narrow(p->dev, &w[0].router, err);
+    pthread_mutex_unlock(&p->lock);
+    for (int64_t i = 1; i < n && st == MQ_OK; i++)
+        w[i].router.scheme = w[0].router.scheme;
+    return st;
 }

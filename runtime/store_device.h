@@ -40,6 +40,10 @@ void mq_place_move_floats(const mq_slot *slot, const float **p);
 void mq_place_move_draft_layers(const mq_slot *slot, mq_draft_layer_weights *w, int64_t n);
 void mq_place_move_draft(const mq_slot *slot, mq_draft_weights *w);
 
+/* On the device, routers [n] of one layer, which share their weights: BF16 where those are all BF16 values (kernels/decode.h:
+ * narrow).  MQ_E_NOMEM, MQ_E_DEVICE. */
+mq_status mq_place_narrow_routers(mq_place *p, mq_layer_weights *w, int64_t n, mq_err *err);
+
 #ifdef __cplusplus
 }
 #endif

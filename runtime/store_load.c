@@ -65,6 +65,7 @@ static mq_status load_layer(mq_store *s, void *reader, int layer, mq_err *err)
     }
     MQ_TRY(mq_place_copy(&s->place, slot, err));
     mq_place_move_layers(slot, s->layers + (int64_t)layer * s->held.n, s->held.n);
+    MQ_TRY(mq_place_narrow_routers(&s->place, s->layers + (int64_t)layer * s->held.n, s->held.n, err));
     mq_place_move_mlps(slot, experts, n);
     drop_host_copy(slot);
     report(s, bytes);

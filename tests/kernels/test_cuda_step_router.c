@@ -1,5 +1,5 @@
 /* The router of a decode step against the CPU's linear and route: who is chosen, with what weight, and the plan made of it; a
- * row's bits whatever its neighbours; ties; refusals. */
+ * row's bits whatever its neighbours; ties; weights narrowed; refusals. */
 #include "kernels/decode_parts.h"
 #include "src/model.h"
 #include "tests/kernels/cuda_test.h"
@@ -226,6 +226,45 @@ START_TEST(choices_that_tie_or_are_no_numbers_as_on_the_cpu)
 }
 END_TEST
 
+/* Weights that are BF16 values choose the same as F32 and as BF16, bit for bit; one that is not keeps all of them F32. */
+START_TEST(narrowed_weights_give_the_same_bits)
+{
+    static const geometry kinds[] = {{MQ_SCHEME_F32, 40, 8, 1600, true}, {MQ_SCHEME_F32, 13, 5, 31, false}};
+    for (int c = 0; c < 2; c++) {
+        const geometry *g = &kinds[c];
+        int64_t count = g->n_experts * g->hidden;
+        float *w = random_floats(count, 31), *x = random_floats(R * g->hidden, 32), *bias = random_floats(g->n_experts, 33);
+        float *after = floats(count);
+        for (int64_t i = 0; i < count; i++)
+            w[i] = mq_bf16_to_f32(mq_f32_to_bf16(w[i]));
+        for (int64_t odd = -1; odd < count; odd += odd < 0 ? 1 : count - 1) { /* none, the first, the last */
+            float kept = odd < 0 ? 0.0f : w[odd];
+            if (odd >= 0)
+                w[odd] = nextafterf(kept, 9.0f);
+            mq_matrix dw = {.scheme = MQ_SCHEME_F32, .rows = g->n_experts, .cols = g->hidden, .data = put_floats(w, count)};
+            plan want = run(g, &dw, x, bias, R);
+            mq_assert_ok(gpu->decode->narrow(gpu_dev, &dw, &err), &err);
+            ck_assert_int_eq(dw.scheme, odd < 0 ? MQ_SCHEME_BF16 : MQ_SCHEME_F32);
+            plan got = run(g, &dw, x, bias, R);
+            ck_assert(same_bytes(want.coef, got.coef, R * g->topk * 4) && same_bytes(want.slot, got.slot, R * R * g->topk * 4));
+            mq_assert_ok(gpu->decode->narrow(gpu_dev, &dw, &err), &err); /* again: BF16 stays what it is */
+            mq_assert_ok(gpu->download(gpu_dev, after, dw.data, count * (odd < 0 ? 2 : 4), &err), &err);
+            for (int64_t i = 0; i < count; i++)
+                ck_assert((odd < 0 ? mq_bf16_to_f32(((uint16_t *)after)[i]) : after[i]) == w[i]);
+            if (odd >= 0)
+                w[odd] = kept;
+            plan_free(&want);
+            plan_free(&got);
+            drop(dw.data);
+        }
+        free(w);
+        free(x);
+        free(bias);
+        free(after);
+    }
+}
+END_TEST
+
 START_TEST(what_it_does_not_compute_is_refused)
 {
     mq_matrix w = {.scheme = MQ_SCHEME_FP8_BLOCK, .rows = 16, .cols = 128};
@@ -249,6 +288,7 @@ static Suite *make_suite(void)
     tcase_add_test(t, a_rows_choice_does_not_depend_on_its_neighbours);
     tcase_add_test(t, ties_go_to_the_lower_expert);
     tcase_add_test(t, choices_that_tie_or_are_no_numbers_as_on_the_cpu);
+    tcase_add_test(t, narrowed_weights_give_the_same_bits);
     tcase_add_test(t, what_it_does_not_compute_is_refused);
     suite_add_tcase(s, t);
     return s;

@@ -33,6 +33,9 @@ mq_status check_router(const mq_matrix *w, int topk, mq_err *err);
 int64_t router_bytes(int n_experts, int64_t hidden);
 mq_status router(mq_dev *dev, const mq_decode_router *job, mq_err *err);
 
+/* narrow.cu */
+mq_status narrow(mq_dev *dev, mq_matrix *w, mq_err *err);
+
 /* step_experts.cu */
 mq_status check_experts(const mq_decode_expert_table *t, mq_err *err);
 mq_status experts(mq_dev *dev, const mq_decode_experts *job, mq_err *err);

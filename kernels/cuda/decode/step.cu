@@ -310,6 +310,7 @@ static constexpr mq_decode_ops ops_table()
     t.logits = step_logits;
     t.capture = step_capture;
     t.distinct_experts = distinct_experts;
+    t.narrow = narrow;
     t.parts = &parts;
     return t;
 }

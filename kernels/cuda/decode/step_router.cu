@@ -3,9 +3,9 @@
  * Two kernels.  Scores: a warp holds EXPERTS experts' weights of WARP_COLS columns in its registers, fetched before it waits
  * for the activations; a block's warps cover BLOCK_COLS columns, and what a block finds is one part of a logit.
  * Plan: one block.  A thread adds the parts of four experts, ascending, and makes their scores.  Then a warp has a row, a
- * lane PER_LANE consecutive experts: the largest key (the order of choices, made unsigned) is taken topk times.  At the end
- * the rows' choices are joined.  The rules are those of route.cuh.  Which thread adds what depends on the matrix alone,
- * never on the device; code is kept short where it runs once, since it has to be fetched, too. */
+ * lane PER_LANE consecutive experts, and finds the best of few candidates.  At the end the rows' choices are joined.  The
+ * rules are those of route.cuh.  Which thread adds what depends on the matrix alone, never on the device; code is kept
+ * short where it runs once, since it has to be fetched, too. */
 #include "kernels/cuda/decode/decode.cuh"
 #include "kernels/cuda/route.cuh"
 #include "kernels/cuda/weights.cuh"
@@ -25,7 +25,7 @@ enum {
     SCORE_THREADS = COL_WARPS * EXPERT_WARPS * WARP,
     PASS_ROWS = 4, /* whose sums a lane has at a time */
     SUMS = EXPERTS * PASS_ROWS,
-    ROW_WARPS = 3, /* that make a row's scores; at least 2 */
+    ROW_WARPS = 3, /* that make a row's scores; more than 2 */
     PLAN_THREADS = ROWS * ROW_WARPS * WARP,
     PARTS_AT_ONCE = 4
 };
@@ -34,16 +34,6 @@ enum {
 static int n_chunks(int64_t hidden)
 {
     return (int)((hidden + BLOCK_COLS - 1) / BLOCK_COLS);
-}
-
-/* Of the plan's kernel; it exists for these. */
-static int experts_per_lane(int n_experts)
-{
-    static const int sizes[] = {4, 8, 12, 16, 32};
-    for (int size : sizes)
-        if (n_experts <= size * WARP)
-            return size;
-    return MQ_MAX_EXPERTS / WARP;
 }
 
 static int padded_experts(int n_experts)
@@ -212,45 +202,13 @@ struct plan_job {
     route_rules rules;
 };
 
-/* Some of a lane's experts. */
-template <int PER_LANE> struct lane_set {
-    enum { WORDS = (PER_LANE + 31) / 32 };
-    uint32_t word[WORDS];
-
-    __device__ __forceinline__ int count() const
-    {
-        int n = 0;
-#pragma unroll
-        for (int i = 0; i < WORDS; i++)
-            n += __popc(word[i]);
-        return n;
-    }
-    __device__ __forceinline__ bool has(int j) const { return word[j / 32] >> j % 32 & 1; }
-
-    /* How many of these come before j. */
-    __device__ __forceinline__ int before(int j) const
-    {
-        int n = 0;
-#pragma unroll
-        for (int i = 0; i < WORDS; i++)
-            n += __popc(i < j / 32 ? word[i] : i == j / 32 ? word[i] & ((1u << j % 32) - 1u) : 0u);
-        return n;
-    }
+/* What the block finds out about a row. */
+struct row_choice {
+    int32_t id[MQ_MAX_TOPK];   /* who is chosen, ascending */
+    float score[MQ_MAX_TOPK];  /* theirs */
+    uint32_t key[WARP];        /* of lanes, then of candidates; 0 behind them */
+    int32_t some[MQ_MAX_TOPK]; /* candidates, ascending; or the chosen, best first */
 };
-
-/* What lanes before this one have, and all together; nobody has more than MOST. */
-template <int MOST> static __device__ __forceinline__ int lanes_before(int mine, int lane, int *total)
-{
-    int before = 0;
-    *total = 0;
-#pragma unroll
-    for (int bit = 0; 1 << bit <= MOST; bit++) {
-        unsigned votes = __ballot_sync(ALL_LANES, mine >> bit & 1);
-        before += __popc(votes & ((1u << lane) - 1u)) << bit;
-        *total += __popc(votes) << bit;
-    }
-    return before;
-}
 
 /* Unsigned order is the order of choices; NaN is minus infinity; 0 is below every choice. */
 static __device__ __forceinline__ uint32_t key_of(float choice)
@@ -291,129 +249,166 @@ template <int N> static __device__ __forceinline__ uint32_t largest(const uint32
     return a > b ? a : b;
 }
 
-/* The topk best of a row, by a warp; the lower expert among equals. */
-template <int PER_LANE>
-static __device__ __forceinline__ lane_set<PER_LANE> choose_best(uint32_t key[PER_LANE], int topk, int lane)
+/* How many of all [WARP] are larger than v or, before the lane's own place, as large. */
+static __device__ __forceinline__ int rank_among(const uint32_t all[WARP], uint32_t v, int lane)
 {
-    lane_set<PER_LANE> chosen = {};
-#pragma unroll 1
-    for (int k = 0; k < topk; k++) {
-        uint32_t best = largest<PER_LANE>(key), best_of_all = __reduce_max_sync(ALL_LANES, best);
-        unsigned owners = __ballot_sync(ALL_LANES, best == best_of_all);
-        bool mine = lane == __ffs((int)owners) - 1;
+    int rank = 0;
 #pragma unroll
-        for (int w = 0; w < lane_set<PER_LANE>::WORDS; w++) {
-            uint32_t equal = 0;
-#pragma unroll
-            for (int i = w * 32; i < w * 32 + 32 && i < PER_LANE; i++)
-                equal |= mine && key[i] == best_of_all ? 1u << i % 32 : 0u;
-            equal &= 0u - equal; /* the lowest */
-            mine = mine && equal == 0;
-            chosen.word[w] |= equal;
-#pragma unroll
-            for (int i = w * 32; i < w * 32 + 32 && i < PER_LANE; i++)
-                key[i] = equal >> i % 32 & 1 ? 0 : key[i];
-        }
-    }
-    return chosen;
+    for (int i = 0; i < WARP; i++)
+        rank += all[i] >= v + (i >= lane);
+    return rank;
 }
 
-/* A row's choice: who it is, and the scores of the chosen, ascending, to of_chosen. */
+/* A row's choice by a warp, of keys in registers, with at most WARP experts a token.  The lanes' best keys tell which keys
+ * cannot be among the topk best; those that can are gathered and ranked.  false: more than WARP of them, nothing done. */
 template <int PER_LANE>
-static __device__ __forceinline__ lane_set<PER_LANE> choose_row(int *before, float *of_chosen, const float *scores,
-                                                                const float *bias, const route_rules &rules, int lane)
+static __device__ __forceinline__ bool choose_among_few(row_choice &to, const float *scores, const float *bias,
+                                                        const route_rules &rules, int lane)
 {
     uint32_t key[PER_LANE];
 #pragma unroll
     for (int i = 0; i < PER_LANE; i += 4) {
         int e = lane * PER_LANE + i;
-        bool is_there = e < rules.n_experts; /* of the padding, the first at least */
+        bool is_there = e < rules.n_experts;
         float4 s = is_there ? *(const float4 *)(scores + e) : float4{}, b = is_there ? *(const float4 *)(bias + e) : float4{};
-        key[i] = e < rules.n_experts ? key_of(s.x + b.x) : 0;
+        key[i] = is_there ? key_of(s.x + b.x) : 0;
         key[i + 1] = e + 1 < rules.n_experts ? key_of(s.y + b.y) : 0;
         key[i + 2] = e + 2 < rules.n_experts ? key_of(s.z + b.z) : 0;
         key[i + 3] = e + 3 < rules.n_experts ? key_of(s.w + b.w) : 0;
     }
-    lane_set<PER_LANE> chosen = choose_best<PER_LANE>(key, rules.topk, lane);
-    int n_chosen, at = *before = lanes_before<PER_LANE>(chosen.count(), lane, &n_chosen);
+    uint32_t best = largest<PER_LANE>(key), least = 1;
+    to.key[lane] = best;
+    __syncwarp();
+    unsigned at = __ballot_sync(ALL_LANES, rank_among(to.key, best, lane) == rules.topk - 1);
+    best = __shfl_sync(ALL_LANES, best, __ffs((int)at) - 1); /* topk keys are no smaller; 0: fewer lanes have any */
+    least = best > least ? best : least;
+
+    int count = 0, before = 0, total = 0;
 #pragma unroll
-    for (int i = 0; i < lane_set<PER_LANE>::WORDS; i++)
-#pragma unroll 1
-        for (uint32_t left = chosen.word[i]; left; left &= left - 1)
-            of_chosen[at++] = scores[lane * PER_LANE + i * 32 + __ffs((int)left) - 1];
-    return chosen;
+    for (int i = 0; i < PER_LANE; i++)
+        count += key[i] >= least;
+#pragma unroll
+    for (int bit = 0; 1 << bit <= PER_LANE; bit++) {
+        unsigned votes = __ballot_sync(ALL_LANES, count >> bit & 1);
+        before += __popc(votes & ((1u << lane) - 1u)) << bit;
+        total += __popc(votes) << bit;
+    }
+    if (total > WARP)
+        return false;
+    to.key[lane] = 0; /* read before the ballot */
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < PER_LANE; i++)
+        if (key[i] >= least) {
+            to.key[before] = key[i];
+            to.some[before++] = lane * PER_LANE + i;
+        }
+    __syncwarp();
+    bool is_chosen = lane < total && rank_among(to.key, to.key[lane], lane) < rules.topk;
+    unsigned votes = __ballot_sync(ALL_LANES, is_chosen);
+    if (is_chosen)
+        to.id[__popc(votes & ((1u << lane) - 1u))] = to.some[lane];
+    return true;
 }
 
-static __device__ __forceinline__ void write_coefs(float *coef, const float *of_chosen, const route_rules &rules, int lane)
+/* The same for any number of experts: the best after the last one, topk times. */
+static __device__ void choose_one_by_one(row_choice &to, const float *scores, const float *bias,
+                                                      const route_rules &rules, int lane)
+{
+    ranked last = {INFINITY, -1};
+    for (int k = 0; k < rules.topk; k++) {
+        ranked best = {-INFINITY, INT32_MAX};
+        for (int e = lane; e < rules.n_experts; e += WARP) {
+            float choice = scores[e] + bias[e];
+            ranked r = {choice == choice ? choice : -INFINITY, e};
+            if (ranks_before(last, r) && ranks_before(r, best))
+                best = r;
+        }
+        last = warp_best(best);
+        if (lane == 0)
+            to.some[k] = last.id;
+    }
+    __syncwarp();
+    for (int k = lane; k < rules.topk; k += WARP) {
+        int32_t at = 0, e = to.some[k];
+        for (int i = 0; i < rules.topk; i++)
+            at += to.some[i] < e;
+        to.id[at] = e;
+    }
+}
+
+static __device__ __forceinline__ void write_coefs(float *coef, const row_choice &row, const route_rules &rules, int lane)
 {
     float sum = 0.0f;
 #pragma unroll 1
     for (int k = 0; k < rules.topk; k++)
-        sum += of_chosen[k];
+        sum += row.score[k];
 #pragma unroll 1
     for (int k = lane; k < rules.topk; k += WARP)
-        coef[k] = (rules.norm ? of_chosen[k] / (sum + 1e-20f) : of_chosen[k]) * rules.scaling;
+        coef[k] = (rules.norm ? row.score[k] / (sum + 1e-20f) : row.score[k]) * rules.scaling;
 }
 
-/* The row's share of the plan: its column of slot, and by the first warp the experts. */
-template <int PER_LANE>
-static __device__ __forceinline__ void write_plan(const mq_decode_plan &plan, const lane_set<PER_LANE> &active,
-                                                  const lane_set<PER_LANE> &chosen, int before, int row, int topk, int lane)
+/* Experts below e of those in the bitmap. */
+static __device__ __forceinline__ int count_below(const uint32_t *active, int e)
 {
-    int n_active, at = lanes_before<PER_LANE>(active.count(), lane, &n_active);
-#pragma unroll
-    for (int i = 0; i < lane_set<PER_LANE>::WORDS; i++)
+    int n = 0;
 #pragma unroll 1
-        for (uint32_t left = active.word[i]; left; left &= left - 1, at++) {
-            int j = i * 32 + __ffs((int)left) - 1;
-            plan.slot[at * ROWS + row] = chosen.has(j) ? row * topk + before + chosen.before(j) : -1;
-            if (row == 0)
-                plan.expert[at] = lane * PER_LANE + j;
-        }
-#pragma unroll 1
-    for (int i = n_active + lane; i < ROWS * topk; i += WARP)
-        plan.slot[i * ROWS + row] = -1;
-    if (row == 0 && lane == 0)
-        *plan.n = n_active;
+    for (int w = 0; w * 32 < e; w++)
+        n += __popc(e - w * 32 >= 32 ? active[w] : active[w] & ((1u << e % 32) - 1u));
+    return n;
 }
 
+/* PER_LANE 0: any number of experts. */
 template <int PER_LANE> static __global__ void __launch_bounds__(PLAN_THREADS) router_plan_kernel(plan_job job)
 {
     MQ_SHARED_DYNAMIC(scores, float); /* [ROWS, padded] */
-    MQ_SHARED(sets, lane_set<PER_LANE>[ROWS][WARP]);
-    MQ_SHARED(of_chosen, float[ROWS][MQ_MAX_TOPK]);
+    MQ_SHARED(rows, row_choice[ROWS]);
+    MQ_SHARED(active, uint32_t[MQ_MAX_EXPERTS / 32]); /* a bit for each expert that somebody chose */
     float *bias = scores + ROWS * job.padded;
-    int lane = (int)(threadIdx.x % WARP), row = (int)(threadIdx.x / WARP), before = 0, of_row = row / ROW_WARPS;
-    lane_set<PER_LANE> chosen = {}, active = {};
+    int lane = (int)(threadIdx.x % WARP), warp = (int)(threadIdx.x / WARP), row = warp / ROW_WARPS, topk = job.rules.topk;
     let_next_start();
     for (int e = (int)threadIdx.x; e < job.padded; e += PLAN_THREADS)
         bias[e] = e < job.rules.n_experts ? job.bias[e] : 0.0f;
+    if (threadIdx.x < MQ_MAX_EXPERTS / 32)
+        active[threadIdx.x] = 0;
     wait_for_previous();
-    int n = job.in->n;
+    int n = job.in->n; /* at most ROWS */
 #pragma unroll 1
-    for (int e = (row % ROW_WARPS * WARP + lane) * 4; e < job.padded; e += ROW_WARPS * WARP * 4)
-        *(float4 *)(scores + of_row * job.padded + e) = score_quad(job, of_row, e);
+    for (int e = (warp % ROW_WARPS * WARP + lane) * 4; e < job.padded; e += ROW_WARPS * WARP * 4)
+        *(float4 *)(scores + row * job.padded + e) = score_quad(job, row, e);
+#pragma unroll 1
+    for (int i = (int)threadIdx.x; i < ROWS * topk * ROWS; i += PLAN_THREADS)
+        job.plan.slot[i] = -1;
     __syncthreads();
-    if (row < n) /* at most ROWS */
-        chosen = choose_row<PER_LANE>(&before, of_chosen[row], scores + row * job.padded, bias, job.rules, lane);
-    else if (row < ROWS)
-        for (int k = lane; k < job.rules.topk; k += WARP)
-            of_chosen[row][k] = 0.0f;
-    if (row < ROWS)
-        sets[row][lane] = chosen;
-    __syncthreads();
-    if (row >= 2 * ROWS)
-        return;
-    if (row >= ROWS) {
-        write_coefs(job.plan.coef + (row - ROWS) * job.rules.topk, of_chosen[row - ROWS], job.rules, lane);
-        return;
+    if (warp < n) {
+        const float *of_row = scores + warp * job.padded;
+        if (PER_LANE == 0 || topk > WARP ||
+            !choose_among_few<(PER_LANE ? PER_LANE : 4)>(rows[warp], of_row, bias, job.rules, lane))
+            choose_one_by_one(rows[warp], of_row, bias, job.rules, lane);
+        __syncwarp();
+#pragma unroll 1
+        for (int k = lane; k < topk; k += WARP) {
+            int e = rows[warp].id[k];
+            rows[warp].score[k] = of_row[e];
+            atomicOr(&active[e / 32], 1u << e % 32);
+        }
     }
-#pragma unroll
-    for (int r = 0; r < ROWS; r++)
-#pragma unroll
-        for (int i = 0; i < lane_set<PER_LANE>::WORDS; i++)
-            active.word[i] |= sets[r][lane].word[i];
-    write_plan<PER_LANE>(job.plan, active, chosen, before, row, job.rules.topk, lane);
+    __syncthreads();
+    if (warp < n) {
+#pragma unroll 1
+        for (int k = lane; k < topk; k += WARP) {
+            int e = rows[warp].id[k], at = count_below(active, e);
+            job.plan.slot[at * ROWS + warp] = warp * topk + k;
+            job.plan.expert[at] = e; /* the same from every row */
+        }
+    } else if (warp >= ROWS && warp < ROWS + n) {
+        write_coefs(job.plan.coef + (warp - ROWS) * topk, rows[warp - ROWS], job.rules, lane);
+    } else if (warp >= ROWS + n && warp < 2 * ROWS) {
+        for (int k = lane; k < topk; k += WARP)
+            job.plan.coef[(warp - ROWS) * topk + k] = 0.0f;
+    } else if (threadIdx.x == PLAN_THREADS - 1) {
+        *job.plan.n = count_below(active, job.padded);
+    }
 }
 
 /* ---- launches ---- */
@@ -431,17 +426,15 @@ template <int SCHEME> static mq_status launch_scores(mq_dev *dev, const mq_decod
 
 mq_status router(mq_dev *dev, const mq_decode_router *job, mq_err *err)
 {
-    int n_experts = (int)job->w.rows, per_lane = experts_per_lane(n_experts), padded = padded_experts(n_experts);
+    int n_experts = (int)job->w.rows, padded = padded_experts(n_experts);
     auto scores = job->w.scheme == MQ_SCHEME_F32   ? launch_scores<MQ_SCHEME_F32>
                   : job->w.scheme == MQ_SCHEME_F16 ? launch_scores<MQ_SCHEME_F16>
                                                    : launch_scores<MQ_SCHEME_BF16>;
     MQ_TRY(scores(dev, job, err));
-    auto plan = per_lane == 4    ? router_plan_kernel<4>
-                : per_lane == 8  ? router_plan_kernel<8>
-                : per_lane == 12 ? router_plan_kernel<12>
-                : per_lane == 16 ? router_plan_kernel<16>
-                : per_lane == 32 ? router_plan_kernel<32>
-                                 : router_plan_kernel<MQ_MAX_EXPERTS / WARP>;
+    auto plan = n_experts <= 8 * WARP    ? router_plan_kernel<8>
+                : n_experts <= 12 * WARP ? router_plan_kernel<12>
+                : n_experts <= 16 * WARP ? router_plan_kernel<16>
+                                         : router_plan_kernel<0>;
     plan_job p = {job->plan, (const float *)job->workspace, job->bias, job->in, n_chunks(job->w.cols), padded, {}};
     p.rules = {n_experts, job->topk, job->norm, job->scaling};
     size_t room = (size_t)((ROWS + 1) * padded) * sizeof(float);

@@ -130,6 +130,12 @@ template <class T> T atomicMin(T *p, T v)
     *p = v < old ? v : old;
     return old;
 }
+template <class T> T atomicOr(T *p, T v)
+{
+    T old = *p;
+    *p = old | v;
+    return old;
+}
 template <class T> T atomicExch(T *p, T v) { return std::exchange(*p, v); }
 template <class T> T atomicCAS(T *p, T expected, T v)
 {
