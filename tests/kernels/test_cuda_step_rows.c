@@ -135,9 +135,8 @@ static void check_norm(const norm_case *c)
     ck_assert(same_bytes(c->capture, c->new_x, count * 4));
 }
 
-/* Below, at and above four columns a thread (2048), a block's share at a time (8192) and what is kept in shared memory
- * (24576). */
-static const int64_t hiddens[] = {1, 2, 3, 4, 31, 64, 255, 256, 257, 2044, 2048, 2052, 6144, 8190, 8192, 8196, 24576, 24580};
+/* Below, at and above a slice (1024), what a block has at a time (4096) and the slices of a cluster (8192). */
+static const int64_t hiddens[] = {1, 2, 3, 4, 31, 64, 255, 256, 257, 1020, 1024, 1028, 2052, 4096, 4100, 6144, 8190, 8192, 8196, 24576, 24580};
 enum { N_HIDDENS = sizeof hiddens / sizeof hiddens[0] };
 
 START_TEST(norm_agrees_with_sums_in_double)
