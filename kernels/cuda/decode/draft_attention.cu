@@ -1,7 +1,7 @@
 /* The drafter's keys, and attention of a block whose rows see one another.
  *
  * Committed keys lie in the ring, normed and rotated when they are committed; the block's own keys never do: every block of
- * threads makes those it needs from the projections, as it does the queries.  A block of threads has two heads of all eight
+ * threads makes those it needs from the projections, as it does the queries, a warp for each row.  A block of threads has two heads of all eight
  * rows (16 pairs) and the keys and values of 64 positions in shared memory: chunks start at multiples of 64, a second
  * kernel joins them in ascending order.  Scores and values are single chains of multiply-adds, so a row's bits depend on its
  * own query and the keys it sees. */
@@ -11,30 +11,56 @@ namespace mq_cuda {
 namespace decode {
 
 enum { THREADS = 256, WARPS = THREADS / WARP, KEYS = DRAFT_KEYS, HEADS = 2, PAIRS = HEADS * ROWS, MAX_DIM = 256, PAD = 4 };
+enum { JOIN_THREADS = 128, MAX_CHUNKS = JOIN_THREADS };
 
-/* A head into to [dim] (shared) by one warp: normed (weight may be NULL), rotated. */
-static __device__ __forceinline__ void prepare_head(float *to, const float *from, const float *weight, const float *cos_sin,
-                                                    const draft_heads &h)
+/* A lane's share of a head or of its norm's weights, and of a row's cosines and sines: all asked for before any is used. */
+enum { SHARE = MAX_DIM / WARP };
+static __device__ __forceinline__ void load_share(float v[SHARE], const float *from, int n)
+{
+#pragma unroll
+    for (int i = 0; i < SHARE; i++) {
+        int d = (int)(threadIdx.x % WARP) + i * WARP;
+        v[i] = d < n ? from[d] : 0.0f;
+    }
+}
+
+/* A head v into to [dim] (shared) by one warp: normed with weight where is_normed, rotated by angles (2 half: cosines, then
+ * sines; the lane's share). */
+static __device__ __forceinline__ void prepare_head(float *to, const float v[SHARE], bool is_normed, const float weight[SHARE],
+                                                    const float angles[2][SHARE / 2], const draft_heads &h)
 {
     int lane = (int)(threadIdx.x % WARP);
-    double sum = 0.0;
-    for (int d = lane; d < h.dim; d += WARP) {
-        float v = from[d];
-        sum = fma((double)v, (double)v, sum);
-        to[d] = v;
-    }
-    if (weight) {
-        float r = (float)(1.0 / sqrt(warp_sum(sum) / (double)h.dim + h.eps));
-        for (int d = lane; d < h.dim; d += WARP)
-            to[d] = weight[d] * (to[d] * r);
+    float sum = 0.0f, r = 1.0f; /* up to 256 squares: F32 is enough */
+#pragma unroll
+    for (int i = 0; i < SHARE; i++)
+        sum = fmaf(v[i], v[i], sum);
+    if (is_normed)
+        r = 1.0f / sqrtf(warp_sum(sum) / (float)h.dim + (float)h.eps);
+#pragma unroll
+    for (int i = 0; i < SHARE; i++)
+        if (lane + i * WARP < h.dim)
+            to[lane + i * WARP] = is_normed ? weight[i] * (v[i] * r) : v[i];
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < SHARE / 2; i++) {
+        int k = lane + i * WARP;
+        if (k >= h.half)
+            continue;
+        float a = to[k], b = to[k + h.half], c = angles[0][i], d = angles[1][i];
+        to[k] = a * c - b * d;
+        to[k + h.half] = b * c + a * d;
     }
     __syncwarp();
-    for (int k = lane; k < h.half; k += WARP) {
-        float a = to[k], b = to[k + h.half], c = cos_sin[k], s = cos_sin[h.half + k];
-        to[k] = a * c - b * s;
-        to[k + h.half] = b * c + a * s;
+}
+
+static __device__ __forceinline__ void load_angles(float angles[2][SHARE / 2], const float *cos_sin, int half)
+{
+#pragma unroll
+    for (int i = 0; i < SHARE / 2; i++) {
+        int k = (int)(threadIdx.x % WARP) + i * WARP;
+        angles[0][i] = k < half ? cos_sin[k] : 0.0f;
+        angles[1][i] = k < half ? cos_sin[half + k] : 0.0f;
     }
-    __syncwarp();
 }
 
 /* ---- committed rows ---- */
@@ -52,8 +78,13 @@ static __global__ void draft_store_kernel(draft_store job)
     int64_t k_cols = (int64_t)h.n_kv_heads * h.dim, v_cols = (int64_t)h.n_kv_heads * h.v_dim;
     int64_t slot = (job.in->pos0 + row) % h.n_slots;
     const float *key = job.kv + (row * job.n_rings + blockIdx.x) * (k_cols + v_cols), *value = key + k_cols;
+    float angles[2][SHARE / 2], weight[SHARE] = {}, v[SHARE];
+    load_angles(angles, job.cos_sin + row * 2 * h.half, h.half);
+    if (ring.norm)
+        load_share(weight, ring.norm, h.dim);
     for (int i = warp; i < h.n_kv_heads; i += WARPS) {
-        prepare_head(head[warp], key + i * h.dim, ring.norm, job.cos_sin + row * 2 * h.half, h);
+        load_share(v, key + i * h.dim, h.dim);
+        prepare_head(head[warp], v, ring.norm, weight, angles, h);
         for (int d = lane; d < h.dim; d += WARP)
             ring.k[slot * k_cols + i * h.dim + d] = head[warp][d];
         __syncwarp();
@@ -94,14 +125,23 @@ static __device__ __forceinline__ bool sees(const draft_heads &h, const chunk_pl
 static __device__ __forceinline__ void load_ring(float *to, int stride, const float *from, const draft_heads &h, int width,
                                                  int kv_head, const chunk_place &at, int64_t pos)
 {
-    int quads = width / 4;
-    for (int i = (int)threadIdx.x; i < KEYS * quads; i += THREADS) {
-        int key = i / quads, q = i % quads;
-        int64_t p = at.base + key;
-        float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (p >= at.first && p < pos)
-            v = *(const float4 *)(from + (p % h.n_slots * h.n_kv_heads + kv_head) * width + 4 * q);
-        *(float4 *)(to + key * stride + 4 * q) = v;
+    /* A warp takes a key at a time; the chunk lies in the ring in at most two pieces (n_slots is above KEYS or holds all). */
+    int lane = (int)(threadIdx.x % WARP), warp = (int)(threadIdx.x / WARP), quads = width / 4;
+    int first = (int)(at.first - at.base), last = (int)(pos < at.last ? pos - at.base : at.last - at.base);
+    int64_t slot0 = at.base % h.n_slots;
+#pragma unroll
+    for (int i = 0; i < KEYS / WARPS; i++) {
+        int key = warp + i * WARPS;
+        int64_t slot = slot0 + key;
+        while (slot >= h.n_slots)
+            slot -= h.n_slots;
+        const float *row = from + (slot * h.n_kv_heads + kv_head) * width;
+        for (int q = lane; q < quads; q += WARP) {
+            float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
+            if (key >= first && key < last)
+                v = *(const float4 *)(row + 4 * q);
+            *(float4 *)(to + key * stride + 4 * q) = v;
+        }
     }
 }
 
@@ -113,28 +153,50 @@ static __host__ __device__ __forceinline__ int room_floats(const draft_heads &h)
     return KEYS * (h.dim + PAD + h.v_dim) + PAIRS * (h.dim + KEYS);
 }
 
-/* Pair i of the block: head i / ROWS of its two, row i % ROWS. */
-static __device__ __forceinline__ void prepare_pairs(const chunk_room &r, const draft_attention &job, int kv_head,
-                                                     int head0, int n_heads, const chunk_place &at, int64_t pos)
+/* What a warp prepares: its row's two queries, and its own key where that is in the chunk.  Pair i of the block is head
+ * i / ROWS of its two, row i % ROWS. */
+struct row_work {
+    float angles[2][SHARE / 2], q_weight[SHARE], k_weight[SHARE];
+};
+
+/* Before the wait: what no kernel just before writes. */
+static __device__ __forceinline__ void load_row_work(row_work &w, const draft_attention &job)
+{
+    static_assert((int)WARPS == (int)ROWS, "a warp has a row");
+    const draft_heads &h = job.h;
+    load_angles(w.angles, job.cos_sin + (ROWS + threadIdx.x / WARP) * 2 * h.half, h.half); /* the block's */
+    if (job.q_norm)
+        load_share(w.q_weight, job.q_norm, h.dim);
+    if (job.ring.norm)
+        load_share(w.k_weight, job.ring.norm, h.dim);
+}
+
+static __device__ __forceinline__ void prepare_row(const chunk_room &r, const draft_attention &job, const row_work &w,
+                                                   int kv_head, int head0, int n_heads, const chunk_place &at, int64_t pos)
 {
     const draft_heads &h = job.h;
-    const float *cos_sin = job.cos_sin + ROWS * 2 * h.half; /* the block's */
-    int warp = (int)(threadIdx.x / WARP);
-    for (int i = warp; i < PAIRS; i += WARPS) {
-        int row = i % ROWS, head = head0 + (i / ROWS < n_heads ? i / ROWS : 0);
-        prepare_head(r.queries + i * h.dim, job.q + row * job.stride + (int64_t)head * h.dim, job.q_norm,
-                     cos_sin + row * 2 * h.half, h);
+    int row = (int)(threadIdx.x / WARP), lane = (int)(threadIdx.x % WARP);
+    const float *q = job.q + row * job.stride + (int64_t)head0 * h.dim;
+    int64_t key = pos + row - at.base;
+    bool has_key = row < h.block && key >= 0 && key < KEYS;
+    float v[HEADS][SHARE], k[SHARE], own[SHARE];
+#pragma unroll
+    for (int i = 0; i < HEADS; i++)
+        load_share(v[i], q + (i < n_heads ? i : 0) * h.dim, h.dim);
+    if (has_key) {
+        load_share(k, job.k + row * job.stride + (int64_t)kv_head * h.dim, h.dim);
+        load_share(own, job.v + row * job.stride + (int64_t)kv_head * h.v_dim, h.v_dim);
     }
-    for (int row = warp; row < h.block; row += WARPS) {
-        int64_t key = pos + row - at.base;
-        if (key < 0 || key >= KEYS)
-            continue;
-        prepare_head(r.keys + key * (h.dim + PAD), job.k + row * job.stride + (int64_t)kv_head * h.dim, job.ring.norm,
-                     cos_sin + row * 2 * h.half, h);
-        const float *v = job.v + row * job.stride + (int64_t)kv_head * h.v_dim;
-        for (int d = (int)(threadIdx.x % WARP); d < h.v_dim; d += WARP)
-            r.values[key * h.v_dim + d] = v[d] * h.v_scale;
-    }
+#pragma unroll
+    for (int i = 0; i < HEADS; i++)
+        prepare_head(r.queries + (i * ROWS + row) * h.dim, v[i], job.q_norm, w.q_weight, w.angles, h);
+    if (!has_key)
+        return;
+    prepare_head(r.keys + key * (h.dim + PAD), k, job.ring.norm, w.k_weight, w.angles, h);
+#pragma unroll
+    for (int i = 0; i < SHARE; i++)
+        if (lane + i * WARP < h.v_dim)
+            r.values[key * h.v_dim + lane + i * WARP] = own[i] * h.v_scale;
 }
 
 /* Scores: a thread has one key and four pairs. */
@@ -250,10 +312,12 @@ static __global__ void __launch_bounds__(THREADS) draft_attention_kernel(draft_a
     r.weights = r.queries + PAIRS * h.dim;
     load_ring(r.keys, h.dim + PAD, job.ring.k, h, h.dim, kv_head, at, pos);
     load_ring(r.values, h.v_dim, job.ring.v, h, h.v_dim, kv_head, at, pos);
+    row_work w = {};
+    load_row_work(w, job);
     wait_for_previous();
     let_next_start();
     __syncthreads(); /* zeros stand where the block's own keys go */
-    prepare_pairs(r, job, kv_head, head0, n_heads, at, pos);
+    prepare_row(r, job, w, kv_head, head0, n_heads, at, pos);
     __syncthreads();
     score(r, h);
     __syncthreads();
@@ -271,20 +335,34 @@ static __global__ void draft_attention_join_kernel(draft_attention job)
     int64_t lo = pos + 1 > h.window ? pos + 1 - h.window : 0;
     int n = row < h.block ? (int)((pos + h.block - 1) / KEYS - lo / KEYS + 1) : 0;
     int64_t step = (int64_t)h.n_heads * ROWS, part0 = (int64_t)head * ROWS + row;
+    MQ_SHARED(shrinks, float[MAX_CHUNKS]); /* a chunk's share of the largest weight; its maximum before */
+    MQ_SHARED(sums, float[MAX_CHUNKS]);
+    int chunk = (int)threadIdx.x;
     wait_for_previous();
     let_next_start();
+    float2 own = {-INFINITY, 0.0f};
+    if (chunk < n) {
+        own = *(const float2 *)(job.state + 2 * (part0 + chunk * step));
+        shrinks[chunk] = own.x;
+    }
+    __syncthreads();
     float max = job.sink ? job.sink[head] : -INFINITY;
     for (int c = 0; c < n; c++)
-        max = fmaxf(max, job.state[2 * (part0 + c * step)]);
-    for (int d = (int)threadIdx.x; d < h.v_dim; d += (int)blockDim.x) {
-        float sum = job.sink ? expf(job.sink[head] - max) : 0.0f, value = 0.0f;
-#pragma unroll 4
-        for (int c = 0; c < n; c++) {
-            const float *state = job.state + 2 * (part0 + c * step);
-            float shrink = state[1] > 0.0f ? expf(state[0] - max) : 0.0f;
-            sum = fmaf(state[1], shrink, sum);
-            value = fmaf(job.value[(part0 + c * step) * h.v_dim + d], shrink, value);
-        }
+        max = fmaxf(max, shrinks[c]);
+    __syncthreads();
+    if (chunk < n) {
+        shrinks[chunk] = own.y > 0.0f ? expf(own.x - max) : 0.0f;
+        sums[chunk] = own.y * shrinks[chunk];
+    }
+    __syncthreads();
+    float sum = job.sink ? expf(job.sink[head] - max) : 0.0f;
+    for (int c = 0; c < n; c++)
+        sum += sums[c];
+    for (int d = (int)threadIdx.x; d < h.v_dim; d += JOIN_THREADS) {
+        float value = 0.0f;
+#pragma unroll 8
+        for (int c = 0; c < n; c++)
+            value = fmaf(job.value[(part0 + c * step) * h.v_dim + d], shrinks[c], value);
         job.out[((int64_t)row * h.n_heads + head) * h.v_dim + d] = mq_f32_to_bf16(n > 0 ? value / sum : 0.0f);
     }
 }
@@ -306,6 +384,9 @@ mq_status check_draft_heads(const draft_heads *h, mq_err *err)
     if (h->window < h->block || h->n_slots < (int64_t)h->window + h->block)
         return mq_fail(err, MQ_E_UNSUPPORTED, "a window of %d in a ring of %lld, expected at least a block of %d and both",
                        h->window, (long long)h->n_slots, h->block);
+    if (draft_chunks(h->window, h->block) > MAX_CHUNKS)
+        return mq_fail(err, MQ_E_UNSUPPORTED, "a window of %d, the draft step computes up to %d", h->window,
+                       (MAX_CHUNKS - 2) * KEYS - h->block);
     return MQ_OK;
 }
 
@@ -316,7 +397,8 @@ mq_status attend_block(mq_dev *dev, const draft_attention *job, mq_err *err)
     dim3 grid((unsigned)draft_chunks(h.window, h.block), (unsigned)((share + HEADS - 1) / HEADS), (unsigned)h.n_kv_heads);
     MQ_TRY(launch_dependent(dev, err, "draft attention", draft_attention_kernel, grid, THREADS,
                             (size_t)room_floats(h) * sizeof(float), *job));
-    return launch_dependent(dev, err, "draft attention", draft_attention_join_kernel, dim3((unsigned)h.n_heads, ROWS), 128, 0,
+    return launch_dependent(dev, err, "draft attention", draft_attention_join_kernel, dim3((unsigned)h.n_heads, ROWS),
+                            JOIN_THREADS, 0,
                             *job);
 }
 
