@@ -45,6 +45,22 @@ static __device__ __forceinline__ float code_of(float x)
     return rintf(x);
 }
 
+/* Column k in processing order, col in its own: its code and its error.  Returns what it adds to the loss. */
+static __device__ __forceinline__ double store_column(const ldlq_job &job, int64_t row, int64_t k, int64_t col, float w,
+                                                      float t, float s)
+{
+    float q = code_of(t / s), back = q * s, e = w - back, miss = t - back;
+    int64_t at = row * job.cols + k;
+    job.codes[row * job.cols + col] = (uint8_t)((int)q + 8);
+    job.w[at] = e;
+    if (job.high) {
+        uint16_t high = mq_f32_to_bf16(e);
+        job.high[at] = high;
+        job.low[at] = mq_f32_to_bf16(e - mq_bf16_to_f32(high));
+    }
+    return (double)job.d[k] * ((double)miss * (double)miss);
+}
+
 static __global__ void ldlq_leaf_kernel(ldlq_job job, int64_t lo, int size)
 {
     MQ_SHARED(a, float[LEAF][LEAF]);
@@ -67,27 +83,19 @@ static __global__ void ldlq_leaf_kernel(ldlq_job job, int64_t lo, int size)
             t[h] = k < size ? w[h] + job.sum[at] : 0.0f;
             s[h] = k < size ? job.scale[row * (job.cols / job.group) + col[h] / job.group] : 1.0f;
         }
+        /* a is zero for columns that are done: a lane's t stays what its code came from */
 #pragma unroll
         for (int h = 0; h < 2; h++)
             for (int l = 0; l < WARP && WARP * h + l < size; l++) {
                 int k = WARP * h + l;
-                float q = code_of(t[h] / s[h]), back = q * s[h];
-                float e = __shfl_sync(ALL_LANES, w[h] - back, l);
-                if (lane == l) {
-                    float miss = t[h] - back;
-                    job.codes[row * job.cols + col[h]] = (uint8_t)((int)q + 8);
-                    job.w[row * job.cols + lo + k] = e;
-                    if (job.high) {
-                        uint16_t high = mq_f32_to_bf16(e);
-                        job.high[row * job.cols + lo + k] = high;
-                        job.low[row * job.cols + lo + k] = mq_f32_to_bf16(e - mq_bf16_to_f32(high));
-                    }
-                    loss += (double)job.d[lo + k] * ((double)miss * (double)miss);
-                }
-                /* a is zero for columns that are done */
+                float e = __shfl_sync(ALL_LANES, w[h] - code_of(t[h] / s[h]) * s[h], l);
                 t[0] = fmaf(a[k][lane], e, t[0]);
                 t[1] = fmaf(a[k][lane + WARP], e, t[1]);
             }
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            if (lane + WARP * h < size)
+                loss += store_column(job, row, lo + lane + WARP * h, col[h], w[h], t[h], s[h]);
         loss = warp_sum(loss);
         if (lane == 0)
             job.loss[row] += loss;

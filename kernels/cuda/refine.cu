@@ -61,52 +61,54 @@ static __device__ __forceinline__ void add_row(const descend_job &job, float *y,
     }
 }
 
-/* A row a block.  The block looks at as many columns as it has threads, takes the first whose code is not the best,
- * changes it, and goes on behind it. */
+/* A warp's first column whose code is not the best: how far behind the first one looked at, and by what its weight moves. */
+struct found {
+    int at;
+    float step;
+};
+
+/* A row a block.  The block looks at as many columns as it has threads, takes the first whose code is not the best, changes it, and
+ * goes on behind it.  What the warps found stands in two places in turn, so one barrier a look is enough while nothing changes. */
 static __global__ void descend_kernel(descend_job job)
 {
     MQ_SHARED_DYNAMIC(y, float);
-    MQ_SHARED(first, int);
-    MQ_SHARED(moved, float);
+    MQ_SHARED(finds, found[2][THREADS / WARP]);
     int64_t cols = job.cols;
     uint8_t *codes = job.codes + blockIdx.x * cols;
     const float *scale = job.scale + blockIdx.x * (cols / job.group);
     float *kept = job.y + blockIdx.x * cols;
-    int t = (int)threadIdx.x;
+    int t = (int)threadIdx.x, warp = t / WARP, turn = 0;
     for (int64_t c = t; c < cols; c += THREADS)
         y[c] = kept[c];
+    __syncthreads();
     for (int pass = 0; pass < job.n_passes; pass++) {
         bool has_changed = false;
-        for (int64_t at = 0; at < cols;) {
-            __syncthreads(); /* y and codes are up to date, first has been read */
-            if (t == 0)
-                first = THREADS;
+        for (int64_t at = 0; at < cols; turn = !turn) {
+            int old = at + t < cols ? (int)codes[at + t] : 0;
             int best = at + t < cols ? best_code(job, codes, scale, y, at + t) : 0;
-            bool differs = at + t < cols && best != (int)codes[at + t];
+            unsigned differ = __ballot_sync(ALL_LANES, best != old);
+            if (differ ? t % WARP == __ffs((int)differ) - 1 : t % WARP == 0)
+                finds[turn][warp] = {differ ? t : (int)THREADS, differ ? (float)(best - old) * scale[(at + t) / job.group] : 0.0f};
             __syncthreads();
-            if (differs)
-                atomicMin(&first, t);
-            __syncthreads();
-            int found = first;
-            if (found == THREADS) {
+            found first = finds[turn][0];
+            for (int k = 1; k < THREADS / WARP; k++) {
+                found other = finds[turn][k];
+                first = other.at < first.at ? other : first;
+            }
+            if (first.at == THREADS) {
                 at += THREADS;
                 continue;
             }
-            int64_t c = at + found;
-            if (t == found) {
-                moved = (float)(best - (int)codes[c]) * scale[c / job.group];
-                codes[c] = (uint8_t)best;
-            }
-            __syncthreads();
-            float step = moved;
-            add_row(job, y, c, -step, t);
+            if (t == first.at)
+                codes[at + t] = (uint8_t)best;
+            add_row(job, y, at + first.at, -first.step, t);
             has_changed = true;
-            at = c + 1;
+            at += first.at + 1;
+            __syncthreads(); /* y and codes are up to date */
         }
         if (!has_changed)
             break;
     }
-    __syncthreads();
     for (int64_t c = t; c < cols; c += THREADS)
         kept[c] = y[c];
 }
