@@ -104,6 +104,7 @@ typedef struct mq_decode_experts {
     mq_decode_plan plan;
     const uint16_t *x; /* [R, hidden] BF16 */
     uint16_t *h;       /* [R * topk, width] BF16 by slot: workspace */
+    uint32_t *done;    /* [R * topk + 1]: zero before the first use, and again after each */
     float *y;          /* [R, hidden]: sum over the row's experts, ascending, of coef * down(h); 0 for a row without any */
 } mq_decode_experts;
 
@@ -142,9 +143,6 @@ typedef struct mq_decode_parts {
     /* hidden and width multiples of 64 (128 for g128). */
     mq_status (*check_experts)(const mq_decode_expert_table *t, mq_err *err);
     mq_status (*experts)(struct mq_dev *dev, const mq_decode_experts *job, mq_err *err);
-    /* The same bits, but weights come through shared memory, by bulk copies, where the device has them: a choice for
-     * measurements. */
-    mq_status (*experts_bulk)(struct mq_dev *dev, const mq_decode_experts *job, mq_err *err);
 
     /* Seconds that the device takes for what queue(arg) puts on its stream: captured into a graph as the step is, the
      * median of n_launches. */

@@ -185,6 +185,27 @@ static __device__ __forceinline__ uint32_t load_l2_4(const void *p)
     return v;
 }
 
+/* ---- between the blocks of a grid (PTX manual, ld.acquire and red.release at scope gpu) ----
+ *
+ * Counts one more; who reads that with load_acquire4 also sees what this thread did before, and what other threads of its block
+ * did before a barrier with it.  A loop that waits for another block needs BLOCKS_RUN_TOGETHER: a grid without more blocks than fit. */
+enum { BLOCKS_RUN_TOGETHER = 1 };
+static __device__ __forceinline__ void add_release4(uint32_t *p, uint32_t v)
+{
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+static __device__ __forceinline__ uint32_t load_acquire4(const uint32_t *p)
+{
+    uint32_t v;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+/* The launch fails, and the device with it. */
+static __device__ __forceinline__ void give_up()
+{
+    __trap();
+}
+
 /* ---- barriers in shared memory and bulk copies: compute capability 9.0; a kernel that reaches one elsewhere traps ----
  *
  * A barrier is 8 bytes of shared memory, aligned to 8.  It completes a phase when count arrivals have come and all bytes that
@@ -223,6 +244,12 @@ static __device__ __forceinline__ void mbarrier_arrive(uint64_t *bar)
 #else
     __trap();
 #endif
+}
+
+/* PTX manual, cp.async.mbarrier.arrive.noinc: one arrival, when what this thread has asked for with copy_async16 is there. */
+static __device__ __forceinline__ void copy_async_arrive(uint64_t *bar)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(bar)) : "memory");
 }
 
 /* PTX manual, mbarrier.expect_tx and mbarrier.arrive.expect_tx: this phase also waits for n_bytes (below 2^20 in all). */

@@ -1,12 +1,12 @@
-/* Speed of the decode step's experts on GPU 0, weights through registers and through shared memory: microseconds a layer, and the
- * share of the streaming read rate that the same run measures.
+/* Speed of the decode step's experts on GPU 0: microseconds a layer, and the share of the streaming read rate that the same run
+ * measures.
  *
  *   bench_cuda_experts cuda [HIDDEN WIDTH EXPERTS TOPK LAYERS]       6144 256 384 8 16: one rank of eight of MiMo-V2.5-Pro
  *   bench_cuda_experts emulator [HIDDEN WIDTH EXPERTS TOPK LAYERS]   256 128 9 2 2: that it runs; its times mean nothing
  *
  * Every format in turn, synthetic weights (kernels/fill.h), random routing that differs from layer to layer; with the
  * default sizes a pass reads far more than an L2 holds.  A pass is a graph of all layers, as in a step; the median of 15.
- * Ends with 1 when the two operations differ in a bit.  Exit 77 without a GPU. */
+ * Exit 77 without a GPU. */
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,8 +17,6 @@
 #include "tests/harness.h"
 
 enum { R = MQ_DECODE_ROWS, N_PASSES = 15, MAX_LAYERS = 128 };
-
-typedef mq_status operation(mq_dev *dev, const mq_decode_experts *job, mq_err *err);
 
 static const mq_kernels *k;
 static mq_dev *dev;
@@ -33,6 +31,7 @@ typedef struct bench {
     void *weights[MAX_LAYERS][2], *table[MAX_LAYERS][2];
     mq_decode_plan plan[MAX_LAYERS];
     uint16_t *x, *h;
+    uint32_t *done;
     float *y;
 } bench;
 
@@ -98,6 +97,10 @@ static bench *make_bench(mq_decode_expert_table shape, int n_layers)
     b->x = room(2 * R * shape.hidden);
     b->h = room(2 * slots * shape.width);
     b->y = room(4 * R * shape.hidden);
+    b->done = room(4 * (slots + 1));
+    uint32_t *zero = host(4 * (slots + 1));
+    must(k->upload(dev, b->done, zero, 4 * (slots + 1), &err));
+    free(zero);
     uint64_t seed = 1;
     uint16_t *x = host(2 * R * shape.hidden);
     for (int64_t i = 0; i < R * shape.hidden; i++)
@@ -121,6 +124,7 @@ static void free_bench(bench *b)
     }
     k->release(dev, b->x);
     k->release(dev, b->h);
+    k->release(dev, b->done);
     k->release(dev, b->y);
     free(b);
 }
@@ -163,24 +167,23 @@ static int32_t make_plan(const bench *b, int layer, int n, uint64_t *seed)
 
 typedef struct pass {
     const bench *b;
-    operation *experts; /* NULL: every weight is read, in order */
-    uint64_t *sum;
+    uint64_t *sum; /* not NULL: every weight is read, in order, and nothing else */
 } pass;
 
-static mq_status run_layer(const bench *b, int layer, operation *experts, mq_err *e)
+static mq_status run_layer(const bench *b, int layer, mq_err *e)
 {
-    mq_decode_experts job = {.experts = b->shape, .plan = b->plan[layer], .x = b->x, .h = b->h, .y = b->y};
+    mq_decode_experts job = {.experts = b->shape, .plan = b->plan[layer], .x = b->x, .h = b->h, .done = b->done, .y = b->y};
     job.experts.gate_up = b->table[layer][0];
     job.experts.down = b->table[layer][1];
-    return experts(dev, &job, e);
+    return k->decode->parts->experts(dev, &job, e);
 }
 
 static mq_status queue_pass(void *arg, mq_err *e)
 {
     const pass *p = arg;
     for (int l = 0; l < p->b->n_layers; l++) {
-        if (p->experts) {
-            MQ_TRY(run_layer(p->b, l, p->experts, e));
+        if (!p->sum) {
+            MQ_TRY(run_layer(p->b, l, e));
             continue;
         }
         MQ_TRY(k->sum_words(dev, p->sum, p->b->weights[l][0], p->b->gate_up_bytes * p->b->shape.n_experts / 8, e));
@@ -190,9 +193,9 @@ static mq_status queue_pass(void *arg, mq_err *e)
 }
 
 /* Seconds a pass. */
-static double time_layers(const bench *b, operation *experts)
+static double time_layers(const bench *b)
 {
-    pass p = {b, experts, NULL};
+    pass p = {b, NULL};
     double seconds;
     must(k->decode->parts->time(dev, &seconds, queue_pass, &p, n_passes, &err));
     return seconds;
@@ -201,54 +204,33 @@ static double time_layers(const bench *b, operation *experts)
 /* Bytes a second of a plain read of all weights. */
 static double read_rate(const bench *b)
 {
-    pass p = {b, NULL, room(8)};
+    pass p = {b, room(8)};
     double seconds;
     must(k->decode->parts->time(dev, &seconds, queue_pass, &p, n_passes, &err));
     k->release(dev, p.sum);
     return (double)b->n_layers * (double)(b->gate_up_bytes + b->down_bytes) * b->shape.n_experts / seconds;
 }
 
-static float *output_of(const bench *b, operation *experts)
-{
-    int64_t n_bytes = 4 * R * b->shape.hidden;
-    float *y = host(n_bytes);
-    must(run_layer(b, b->n_layers - 1, experts, &err));
-    must(k->download(dev, y, b->y, n_bytes, &err));
-    return y;
-}
-
-/* false: the operations differ. */
-static bool run_format(mq_decode_expert_table shape, int n_layers)
+static void run_format(mq_decode_expert_table shape, int n_layers)
 {
     static const int widths[] = {1, 2, 4, 8};
-    const mq_decode_parts *parts = k->decode->parts;
-    if (parts->check_experts(&shape, &err) != MQ_OK) {
+    if (k->decode->parts->check_experts(&shape, &err) != MQ_OK) {
         printf("group %d: %s\n", shape.group, err.text);
-        return true;
+        return;
     }
     bench *b = make_bench(shape, n_layers);
     double rate = read_rate(b);
-    bool equal = true;
     printf("%s%.0d, read at %.0f GB/s\n", shape.group == MQ_GROUP_MXFP4 ? "mxfp4" : "int4 g", shape.group, rate * 1e-9);
-    printf("  width  experts a layer |  registers us  share of read |  shared memory us  share of read\n");
+    printf("  width  experts a layer |     us  share of read\n");
     uint64_t seed = 2;
     for (size_t i = 0; i < sizeof widths / sizeof widths[0]; i++) {
         double active = 0.0;
         for (int l = 0; l < n_layers; l++)
             active += make_plan(b, l, widths[i], &seed);
-        double bytes = active * (double)(b->gate_up_bytes + b->down_bytes);
-        double plain = time_layers(b, parts->experts), bulk = time_layers(b, parts->experts_bulk);
-        printf("  %5d  %15.1f | %13.2f %13.1f %% | %17.2f %13.1f %%\n", widths[i], active / n_layers, plain / n_layers * 1e6,
-               100.0 * bytes / plain / rate, bulk / n_layers * 1e6, 100.0 * bytes / bulk / rate);
-        float *y = output_of(b, parts->experts), *z = output_of(b, parts->experts_bulk);
-        equal = equal && !memcmp(y, z, (size_t)(4 * R * shape.hidden));
-        free(y);
-        free(z);
+        double bytes = active * (double)(b->gate_up_bytes + b->down_bytes), seconds = time_layers(b);
+        printf("  %5d  %15.1f | %6.2f %13.1f %%\n", widths[i], active / n_layers, seconds / n_layers * 1e6, 100.0 * bytes / seconds / rate);
     }
     free_bench(b);
-    if (!equal)
-        printf("  the two differ\n");
-    return equal;
 }
 
 int main(int argc, char **argv)
@@ -277,12 +259,11 @@ int main(int argc, char **argv)
     }
     printf("%s; hidden %lld, width %lld, %lld experts, %lld of each row, %lld layers\n", k->dev_name(dev), (long long)size[0],
            (long long)size[1], (long long)size[2], (long long)size[3], (long long)size[4]);
-    bool equal = true;
     for (size_t i = 0; i < sizeof groups / sizeof groups[0]; i++) {
         mq_decode_expert_table shape = {.group = groups[i], .hidden = size[0], .width = size[1], .n_experts = (int)size[2],
                                         .topk = (int)size[3]};
-        equal = run_format(shape, (int)size[4]) && equal;
+        run_format(shape, (int)size[4]);
     }
     k->dev_close(dev);
-    return equal ? 0 : 1;
+    return 0;
 }

@@ -39,7 +39,10 @@ mq_status narrow(mq_dev *dev, mq_matrix *w, mq_err *err);
 /* step_experts.cu */
 mq_status check_experts(const mq_decode_expert_table *t, mq_err *err);
 mq_status experts(mq_dev *dev, const mq_decode_experts *job, mq_err *err);
-mq_status experts_bulk(mq_dev *dev, const mq_decode_experts *job, mq_err *err);
+
+/* step_experts_stream.cu: the same in one kernel, where it fits the device */
+bool can_stream_experts(const mq_dev *dev, const mq_decode_experts *job);
+mq_status stream_experts(mq_dev *dev, const mq_decode_experts *job, mq_err *err);
 
 } // namespace decode
 

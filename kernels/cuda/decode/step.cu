@@ -124,6 +124,7 @@ static int64_t lay_out(mq_decode *d, uint8_t *base, const mq_model *m, int n_ran
     take(base, &used, &d->gate_up, ROWS * 2 * dense);
     take(base, &used, &d->mid, ROWS * dense);
     take(base, &used, &d->h, slots * width);
+    take(base, &used, &d->done, slots + 1);
     take(base, &used, &d->plan.expert, slots);
     take(base, &used, &d->plan.slot, slots * ROWS);
     take(base, &used, &d->plan.coef, slots);
@@ -294,7 +295,6 @@ static constexpr mq_decode_parts parts_table()
     t.router = router;
     t.check_experts = check_experts;
     t.experts = experts;
-    t.experts_bulk = experts_bulk;
     t.time = time_queued;
     return t;
 }

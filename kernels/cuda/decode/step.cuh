@@ -22,6 +22,7 @@ struct mq_decode {
     float *gate_up;  /* [R, 2 W] */
     uint16_t *mid;   /* [R, W] */
     uint16_t *h;     /* [R * topk, I] */
+    uint32_t *done;  /* of the experts */
     mq_decode_plan plan;
     int32_t *n_active;      /* [n_layers] active experts */
     void *room;             /* workspace of attention and router */

@@ -9,9 +9,8 @@
  * So a row's bits come from its own experts only: every column sum is cut as the matrix asks, and no sum crosses slots
  * before the last.  Rows that did not choose an expert ride along as columns whose result is not stored.
  *
- * Weights come through registers (experts, the default: 35 to 70 KB a block are under way) or through shared memory
- * (experts_bulk: 100 to 150 KB, and nearly half of the registers free), see supply.cuh.  Neither has been measured on a GPU
- * yet; the slower one goes when they have.
+ * Weights come through registers (supply.cuh): 35 to 70 KB a block are under way.  This works on every device; where the
+ * device and the shapes allow it, step_experts_stream.cu does the same in one kernel, faster.
  *
  * Who waits for whom: gate_up lets the next kernel start after its own wait.  When down starts, all before gate_up has
  * therefore finished, the plan among it: down reads the plan (from L2: an L1 may be older) and fetches its first weights
@@ -157,7 +156,7 @@ static __device__ __forceinline__ void load_part(input_block<GROUP> (&x)[HELD], 
 /* The sums of the warps, [warp][lane][acc], added as a tree that is the same for all; four warps do it, turn about. */
 template <int WARPS>
 static __device__ __forceinline__ void finish_tile(const float (*sums)[WARP * 4], const staged_plan &plan, const gate_up_job &job,
-                                                   gate_up_place p, unsigned turn)
+                                                   gate_up_place p, unsigned turn, float unit)
 {
     unsigned j = threadIdx.x - turn * (WARP * 4);
     if (j >= WARP * 4)
@@ -171,7 +170,7 @@ static __device__ __forceinline__ void finish_tile(const float (*sums)[WARP * 4]
 #pragma unroll
         for (int w = 0; w + step < WARPS; w += 2 * step)
             v[w] += v[w + step];
-    float gate = v[0], up = __shfl_down_sync(ALL_LANES, v[0], 2);
+    float gate = v[0] * unit, up = __shfl_down_sync(ALL_LANES, v[0], 2) * unit;
     unsigned lane = j / 4, acc = j % 4; /* of the fragment: rows 0 to 7 of a tile are gate, the rest is up */
     if (acc >= 2)
         return;
@@ -180,16 +179,15 @@ static __device__ __forceinline__ void finish_tile(const float (*sums)[WARP * 4]
         job.h[slot * job.width + p.tile * 8 + (int)(lane / 4)] = mq_f32_to_bf16(gate / (1.0f + expf(-gate)) * up);
 }
 
-template <int GROUP, int WARPS, int HELD, int SHARE, class SUPPLY>
+template <int GROUP, int WARPS, int HELD, int SHARE>
 static __global__ void __launch_bounds__(WARPS *WARP, 1) gate_up_kernel(gate_up_job job)
 {
     enum { TOGETHER = SHARE == ALL && unit_format<GROUP>::UNITS == 1 ? 2 : 1 }; /* blocks whose products may overlap */
     MQ_SHARED(plan, staged_plan);
     MQ_SHARED(sums, float[2][WARPS][WARP * 4]);
-    MQ_SHARED_DYNAMIC(memory, uint8_t);
     unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     gate_up_stream<GROUP, WARPS, HELD, SHARE> stream(job, warp);
-    SUPPLY supply(memory, warp, lane);
+    register_supply<GROUP, HELD, 1> supply(lane);
     input_block<GROUP> x[HELD] = {};
 
     wait_for_previous();
@@ -201,9 +199,8 @@ static __global__ void __launch_bounds__(WARPS *WARP, 1) gate_up_kernel(gate_up_
     gate_up_place at = stream.begin(), ahead = at;
     if (at.expert >= n)
         return;
-#pragma unroll
-    for (int i = 0; i < SUPPLY::DEPTH; i++, ahead = stream.after(ahead))
-        supply.fill(i, stream.weights(plan, n, ahead));
+    supply.fill(0, stream.weights(plan, n, ahead));
+    ahead = stream.after(ahead);
 
     float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     for (unsigned turn = 0; at.expert < n; at = stream.after(at), ahead = stream.after(ahead)) {
@@ -211,7 +208,6 @@ static __global__ void __launch_bounds__(WARPS *WARP, 1) gate_up_kernel(gate_up_
         int count = stream.count(at.part);
         if (SHARE == PARTS)
             load_part(x, stream, job, at.part, lane);
-        supply.await(0);
 #pragma unroll
         for (int first = 0; first < HELD; first += TOGETHER) {
             if (first < count)
@@ -220,13 +216,12 @@ static __global__ void __launch_bounds__(WARPS *WARP, 1) gate_up_kernel(gate_up_
                     multiply_block<GROUP>(acc, supply.block(0, u), x[u]);
             supply.used(0, first, TOGETHER, next);
         }
-        supply.all_used(next);
         if (at.part + 1 == stream.n_parts) {
             /* two arrays in turn: whoever is a tile ahead has passed the barrier that ends the reading of this one */
             float(*to)[WARP * 4] = sums[turn & 1];
             *(float4 *)(to[warp] + 4 * lane) = {acc[0], acc[1], acc[2], acc[3]};
             __syncthreads();
-            finish_tile<WARPS>(to, plan, job, at, turn % (WARPS / 4));
+            finish_tile<WARPS>(to, plan, job, at, turn % (WARPS / 4), SUM_UNIT<GROUP>);
             acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
             turn++;
         }
@@ -234,26 +229,24 @@ static __global__ void __launch_bounds__(WARPS *WARP, 1) gate_up_kernel(gate_up_
 }
 
 /* WARPS * HELD units are as much of a row as is kept in registers without spilling them. */
-template <int GROUP, bool BULK, int WARPS, int UNITS, int SHARE>
+template <int GROUP, int WARPS, int UNITS, int SHARE>
 static mq_status launch_gate_up(mq_dev *dev, const gate_up_job &job, mq_err *err)
 {
-    enum { HELD = UNITS / unit_format<GROUP>::UNITS, DEPTH = WARPS * UNITS > 64 ? 3 : 4 };
-    using SUPPLY = std::conditional_t<BULK, shared_supply<GROUP, WARPS, HELD, DEPTH>, register_supply<GROUP, WARPS, HELD, 1>>;
-    return launch_dependent(dev, err, "experts, gate and up", gate_up_kernel<GROUP, WARPS, HELD, SHARE, SUPPLY>,
-                            dim3((unsigned)dev->n_processors), WARPS * WARP, SUPPLY::SHARED_BYTES, job);
+    return launch_dependent(dev, err, "experts, gate and up", gate_up_kernel<GROUP, WARPS, UNITS / unit_format<GROUP>::UNITS, SHARE>,
+                            dim3((unsigned)dev->n_processors), WARPS * WARP, 0, job);
 }
 
-template <int GROUP, bool BULK> static mq_status gate_up(mq_dev *dev, const mq_decode_experts *e, mq_err *err)
+template <int GROUP> static mq_status gate_up(mq_dev *dev, const mq_decode_experts *e, mq_err *err)
 {
     gate_up_job job = {e->experts.gate_up, e->plan, e->x, e->h, e->experts.hidden, e->experts.width, ROWS * e->experts.topk};
     int64_t n_units = job.hidden / MQ_UNIT_COLS;
     if (n_units == 12 * 8)
-        return launch_gate_up<GROUP, BULK, 12, 8, ALL>(dev, job, err);
+        return launch_gate_up<GROUP, 12, 8, ALL>(dev, job, err);
     if (n_units == 16 * 4)
-        return launch_gate_up<GROUP, BULK, 16, 4, ALL>(dev, job, err);
+        return launch_gate_up<GROUP, 16, 4, ALL>(dev, job, err);
     if (n_units < 16 * 4)
-        return launch_gate_up<GROUP, BULK, 16, 4, SOME>(dev, job, err);
-    return launch_gate_up<GROUP, BULK, 16, 4, PARTS>(dev, job, err);
+        return launch_gate_up<GROUP, 16, 4, SOME>(dev, job, err);
+    return launch_gate_up<GROUP, 16, 4, PARTS>(dev, job, err);
 }
 
 /* ---- down ---- */
@@ -321,7 +314,7 @@ template <int GROUP> struct down_stream {
 
 /* y of the strip: per row the slots it has, which stand in the order of their experts. */
 static __device__ __forceinline__ void finish_strip(const float *results, const staged_plan &plan, int n, int strip,
-                                                    const down_job &job)
+                                                    const down_job &job, float unit)
 {
     MQ_SHARED(n_slots, int[ROWS]);
     unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -340,7 +333,7 @@ static __device__ __forceinline__ void finish_strip(const float *results, const 
         float y = 0.0f;
         for (int k = 0; k < n_slots[row]; k++) {
             int slot = row * job.topk + k;
-            y = fmaf(job.plan.coef[slot], results[slot * rows + r], y);
+            y = fmaf(job.plan.coef[slot], results[slot * rows + r] * unit, y);
         }
         job.y[row * job.hidden + (int64_t)blockIdx.x * job.strip * MQ_UNIT_ROWS + r] = y;
     }
@@ -362,23 +355,23 @@ static __device__ __forceinline__ void store_results(float *results, const stage
 }
 
 /* WHOLE: every part has HELD blocks. */
-template <int GROUP, bool WHOLE, class SUPPLY> static __global__ void __launch_bounds__(DOWN_WARPS *WARP, 1) down_kernel(down_job job)
+template <int GROUP, bool WHOLE> static __global__ void __launch_bounds__(DOWN_WARPS *WARP, 1) down_kernel(down_job job)
 {
     using F = unit_format<GROUP>;
-    enum { HELD = down_stream<GROUP>::HELD, TOGETHER = WHOLE && F::UNITS == 1 ? 2 : 1 };
+    enum { HELD = down_stream<GROUP>::HELD, DEPTH = 2, TOGETHER = WHOLE && F::UNITS == 1 ? 2 : 1 };
     MQ_SHARED_DYNAMIC(memory, uint8_t);
-    staged_plan &plan = *(staged_plan *)(memory + SUPPLY::SHARED_BYTES);
-    float *results = (float *)(memory + SUPPLY::SHARED_BYTES + sizeof(staged_plan)); /* [slots, 16 strip] */
+    staged_plan &plan = *(staged_plan *)memory;
+    float *results = (float *)(memory + sizeof(staged_plan)); /* [slots, 16 strip] */
     unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     down_stream<GROUP> stream(job);
-    SUPPLY supply(memory, warp, lane);
+    register_supply<GROUP, HELD, DEPTH> supply(lane);
     int n = stage_plan(plan, job.plan, job.weights, ROWS * job.topk), rows = stream.strip * MQ_UNIT_ROWS;
     __syncthreads();
 
     down_place at = stream.begin(warp), ahead = at;
     if (n > 0)
 #pragma unroll
-        for (int i = 0; i < SUPPLY::DEPTH; i++, ahead = stream.after(ahead))
+        for (int i = 0; i < DEPTH; i++, ahead = stream.after(ahead))
             supply.fill(i, stream.weights(plan, n, ahead));
     wait_for_previous();
     let_next_start();
@@ -387,7 +380,7 @@ template <int GROUP, bool WHOLE, class SUPPLY> static __global__ void __launch_b
     input_block<GROUP> x[HELD] = {};
     while (at.expert < n) {
 #pragma unroll
-        for (int i = 0; i < SUPPLY::UNROLL; i++) {
+        for (int i = 0; i < DEPTH; i++) {
             if (at.expert >= n)
                 break;
             /* Activations of this part, a column each for the rows that chose the expert; the other columns repeat one
@@ -400,7 +393,6 @@ template <int GROUP, bool WHOLE, class SUPPLY> static __global__ void __launch_b
                 if (WHOLE || u < count)
                     load_inputs<GROUP>(x[u], h + u * F::COLS, lane);
             next_place next = stream.weights(plan, n, ahead);
-            supply.await(i);
 #pragma unroll
             for (int first = 0; first < HELD; first += TOGETHER) {
                 if (first < count)
@@ -409,7 +401,6 @@ template <int GROUP, bool WHOLE, class SUPPLY> static __global__ void __launch_b
                         multiply_block<GROUP>(acc, supply.block(i, u), x[u]);
                 supply.used(i, first, TOGETHER, next);
             }
-            supply.all_used(next);
             if (at.part + 1 == stream.n_parts) {
                 store_results(results, plan, at, rows, acc, lane);
                 acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
@@ -418,49 +409,32 @@ template <int GROUP, bool WHOLE, class SUPPLY> static __global__ void __launch_b
             ahead = stream.after(ahead);
         }
     }
-    finish_strip(results, plan, n, stream.strip, job);
+    finish_strip(results, plan, n, stream.strip, job, SUM_UNIT<GROUP>);
 }
 
-template <int GROUP, bool BULK, bool WHOLE> static mq_status launch_down(mq_dev *dev, const down_job &job, mq_err *err)
+template <int GROUP, bool WHOLE> static mq_status launch_down(mq_dev *dev, const down_job &job, mq_err *err)
 {
-    enum { HELD = down_stream<GROUP>::HELD };
-    using SUPPLY = std::conditional_t<BULK, shared_supply<GROUP, DOWN_WARPS, HELD, 4>, register_supply<GROUP, DOWN_WARPS, HELD, 2>>;
-    size_t shared = SUPPLY::SHARED_BYTES + sizeof(staged_plan) + (size_t)(ROWS * job.topk * job.strip * SLOT_BYTES);
-    return launch_dependent(dev, err, "experts, down", down_kernel<GROUP, WHOLE, SUPPLY>,
+    size_t shared = sizeof(staged_plan) + (size_t)(ROWS * job.topk * job.strip * SLOT_BYTES);
+    return launch_dependent(dev, err, "experts, down", down_kernel<GROUP, WHOLE>,
                             dim3((unsigned)((job.n_tiles + job.strip - 1) / job.strip)), DOWN_WARPS * WARP, shared, job);
 }
 
-template <int GROUP, bool BULK> static mq_status down(mq_dev *dev, const mq_decode_experts *e, mq_err *err)
+template <int GROUP> static mq_status down(mq_dev *dev, const mq_decode_experts *e, mq_err *err)
 {
     const mq_decode_expert_table *t = &e->experts;
     int n_tiles = (int)(t->hidden / MQ_UNIT_ROWS);
     int strip = (n_tiles + dev->n_processors - 1) / dev->n_processors, most = STRIP_BYTES / (ROWS * t->topk * SLOT_BYTES);
     strip = strip < most ? strip : most;
     down_job job = {t->down, e->plan, e->h, e->y, t->hidden, t->width, n_tiles, strip, t->topk};
-    return t->width % (4 * MQ_UNIT_COLS) ? launch_down<GROUP, BULK, false>(dev, job, err)
-                                         : launch_down<GROUP, BULK, true>(dev, job, err);
+    return t->width % (4 * MQ_UNIT_COLS) ? launch_down<GROUP, false>(dev, job, err) : launch_down<GROUP, true>(dev, job, err);
 }
 
 /* ---- the operation ---- */
 
-template <int GROUP, bool BULK> static mq_status run(mq_dev *dev, const mq_decode_experts *job, mq_err *err)
+template <int GROUP> static mq_status run(mq_dev *dev, const mq_decode_experts *job, mq_err *err)
 {
-    MQ_TRY((gate_up<GROUP, BULK>(dev, job, err)));
-    return down<GROUP, BULK>(dev, job, err);
-}
-
-template <bool BULK> static mq_status run_group(mq_dev *dev, const mq_decode_experts *job, mq_err *err)
-{
-    switch (job->experts.group) {
-    case 32:
-        return run<32, BULK>(dev, job, err);
-    case 64:
-        return run<64, BULK>(dev, job, err);
-    case 128:
-        return run<128, BULK>(dev, job, err);
-    default:
-        return run<MQ_GROUP_MXFP4, BULK>(dev, job, err);
-    }
+    MQ_TRY(gate_up<GROUP>(dev, job, err));
+    return down<GROUP>(dev, job, err);
 }
 
 mq_status check_experts(const mq_decode_expert_table *t, mq_err *err)
@@ -482,12 +456,18 @@ mq_status check_experts(const mq_decode_expert_table *t, mq_err *err)
 
 mq_status experts(mq_dev *dev, const mq_decode_experts *job, mq_err *err)
 {
-    return run_group<false>(dev, job, err);
-}
-
-mq_status experts_bulk(mq_dev *dev, const mq_decode_experts *job, mq_err *err)
-{
-    return dev->can_start_early ? run_group<true>(dev, job, err) : run_group<false>(dev, job, err);
+    if (can_stream_experts(dev, job))
+        return stream_experts(dev, job, err);
+    switch (job->experts.group) {
+    case 32:
+        return run<32>(dev, job, err);
+    case 64:
+        return run<64>(dev, job, err);
+    case 128:
+        return run<128>(dev, job, err);
+    default:
+        return run<MQ_GROUP_MXFP4>(dev, job, err);
+    }
 }
 
 } // namespace decode

@@ -134,6 +134,7 @@ static mq_status expert_half(mq_decode *d, int l, int local, mq_err *err)
     job.plan = plan_of(d, l);
     job.x = d->xn;
     job.h = d->h;
+    job.done = d->done;
     job.y = part_of(d, local);
     return experts(d->dev, &job, err);
 }

@@ -5,8 +5,11 @@
  * of B.  Codes become BF16 exactly (-8..7, or the magnitudes of E2M1); the scale of a group multiplies the F32 sum of
  * the group's products, rows g and g + 8 of a lane at once.
  *
- *   INT4    0x4300 | u is 128 + u in BF16, 136 less is the code: per pair of weights a shift, LOP3, HFMA2
+ *   INT4    a number below 256 in the low byte is that many times 2^-133 in BF16: what stands at bits 0..3 is u, at bits 4..7
+ *           16 u, and one HFMA2 makes either (u - 8) / 128, exactly; per pair of weights LOP3, HFMA2 and half a shift
  *   MXFP4   sign and magnitude at bits 15 and 6..8 are the value times 2^-126: one product by both shifts, then 2^126
+ *
+ * Sums over blocks are therefore in units of 1 / SUM_UNIT.
  *
  * In C, lane (g = lane / 4, t = lane % 4) has rows g (acc[0], acc[1]) and g + 8 (acc[2], acc[3]) of activations 2 t and
  * 2 t + 1.  What an activation gets does not depend on the other seven. */
@@ -29,6 +32,8 @@ template <int GROUP> struct unit_format {
         BYTES = CODE_BYTES + 32 * SCALE_WORDS /* mq_block_bytes */
     };
 };
+
+template <int GROUP> static constexpr float SUM_UNIT = GROUP == MQ_GROUP_MXFP4 ? 1.0f : 128.0f;
 
 /* One lane's part of a block. */
 template <int GROUP> struct weight_block {
@@ -54,6 +59,19 @@ static __device__ __forceinline__ void load_block(weight_block<GROUP> &w, const 
         load_weights8_if(w.scale, scale + F::CODE_BYTES, wanted);
     else
         load_weights4_if(w.scale[0], scale + F::CODE_BYTES, wanted);
+}
+
+/* The same from shared memory. */
+template <int GROUP> static __device__ __forceinline__ void read_block(weight_block<GROUP> &w, const uint8_t *block, unsigned lane)
+{
+    using F = unit_format<GROUP>;
+    const uint32_t *scale = (const uint32_t *)(block + F::CODE_BYTES) + lane / 4 * F::SCALE_WORDS;
+#pragma unroll
+    for (int u = 0; u < F::UNITS; u++)
+        w.codes[u] = *(const uint4 *)(block + u * MQ_UNIT_CODE_BYTES + lane * 16);
+#pragma unroll
+    for (int i = 0; i < F::SCALE_WORDS; i++)
+        w.scale[i] = scale[i];
 }
 
 /* x: column 0 of the block in the row that this lane holds, lane / 4.  16-byte aligned. */
@@ -86,10 +104,12 @@ template <int GROUP> static __device__ __forceinline__ void widen_codes(uint32_t
             a[i] = fma_bf16x2(moved & SIGN_AND_MAGNITUDE, TWO_126, MINUS_0);
         }
     } else {
-        const uint32_t ONE = 0x3f803f80u, MINUS_136 = 0xc308c308u;
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            a[i] = fma_bf16x2(and_or(word >> 4 * i, 0x000f000fu, 0x43004300u), ONE, MINUS_136);
+        const uint32_t LOW = 0x000f000fu, HIGH = 0x00f000f0u, TWO_126 = 0x7e807e80u, TWO_122 = 0x7c807c80u, MINUS_16TH = 0xbd80bd80u;
+        uint32_t high = word >> 8;
+        a[0] = fma_bf16x2(word & LOW, TWO_126, MINUS_16TH);
+        a[1] = fma_bf16x2(word & HIGH, TWO_122, MINUS_16TH);
+        a[2] = fma_bf16x2(high & LOW, TWO_126, MINUS_16TH);
+        a[3] = fma_bf16x2(high & HIGH, TWO_122, MINUS_16TH);
     }
 }
 
@@ -109,7 +129,7 @@ template <int GROUP> static __device__ __forceinline__ float scale_of(const weig
     return mq_f32_from_bits(half ? pair & 0xffff0000u : pair << 16);
 }
 
-/* acc [16 rows, 8 activations] += block * inputs; the whole warp. */
+/* acc [16 rows, 8 activations] += block * inputs / SUM_UNIT; the whole warp. */
 template <int GROUP>
 static __device__ __forceinline__ void multiply_block(float acc[4], const weight_block<GROUP> &w, const input_block<GROUP> &x)
 {

@@ -143,6 +143,13 @@ inline void store_cluster(double *, double, unsigned) { abort(); }
 
 /* The device is off by a place of F32, and has 0 for what is below the normal numbers. */
 inline float reciprocal(float x) { return 1.0f / x; }
+
+/* Blocks run one after the other. */
+enum { BLOCKS_RUN_TOGETHER = 0 };
+inline void add_release4(uint32_t *p, uint32_t v) { *p += v; }
+inline uint32_t load_acquire4(const uint32_t *p) { return emu_load<uint32_t>(p); }
+inline void give_up() { abort(); }
+
 inline uint32_t bf16x2_of_floats(float a, float b)
 {
     return (uint32_t)mq_f32_to_bf16(a) | (uint32_t)mq_f32_to_bf16(b) << 16;
@@ -173,6 +180,7 @@ inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c)
 inline void mbarrier_init(uint64_t *bar, unsigned count, EMU_SITE) { emu_mbarrier_init(bar, count, file, line); }
 inline void mbarrier_fence_init() { emu_mbarrier_fence(); }
 inline void mbarrier_arrive(uint64_t *bar, EMU_SITE) { emu_mbarrier_arrive(bar, file, line); }
+inline void copy_async_arrive(uint64_t *bar, EMU_SITE) { emu_mbarrier_arrive(bar, file, line); }
 inline void mbarrier_expect_tx(uint64_t *bar, uint32_t n_bytes, EMU_SITE)
 {
     emu_mbarrier_expect(bar, n_bytes, false, file, line);
