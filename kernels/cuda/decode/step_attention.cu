@@ -1,52 +1,31 @@
-/* Attention of the decode step: rotate, store and attend in one kernel; a second one joins chunks.
+/* Attention of the decode step, for heads of any geometry: rotate, store and attend in one kernel;
+ * a second one joins chunks.
  *
- * Work comes in groups, 16 query heads of one row that share a KV head (attention_tile.cuh).  Keys are cut into tiles of 16
- * positions and chunks of MQ_DECODE_CHUNK, both at multiples of their size; within a chunk rounds of eight tiles follow each other
- * as in online softmax (Milakov and Gimelshein, arXiv 1805.02867), chunks are joined by the second kernel.  So what a row gets
- * does not depend on the block that has its group, nor on what else that block has, and blocks divide chunks and groups among
- * themselves as suits the length, which they read on the device.
+ * Work comes in groups, 16 query heads of one row that share a KV head (attention_tile.cuh).  Keys
+ * are cut into tiles of 16 positions and chunks of MQ_DECODE_CHUNK, both at multiples of their
+ * size; within a chunk rounds of eight tiles follow each other as in online softmax (Milakov and
+ * Gimelshein, arXiv 1805.02867), chunks are joined by the second kernel.  So what a row gets does
+ * not depend on the block that has its group, nor on what else that block has, and blocks divide
+ * chunks and groups among themselves as suits the length, which they read on the device.
  *
- * Rows of the step read each other's keys from the job, rotated anew with the same rounding, not from the cache: no block
- * waits for another.  A window of up to eight tiles needs no parts: a block takes a group through its whole window, whose
- * tiles start where the window does.
+ * Rows of the step read each other's keys from the job, rotated anew with the same rounding, not
+ * from the cache: no block waits for another.  A window of up to eight tiles needs no parts: a
+ * block takes a group through its whole window, whose tiles start where the window does.
  *
- * What the cache holds of earlier steps does not wait for the kernel before this one: windows load it into registers, chunks
- * into L2. */
-#include "kernels/cuda/decode/attention_tile.cuh"
+ * What the cache holds of earlier steps does not wait for the kernel before this one: windows load
+ * it into registers, those for the released models' heads (step_window.cu, step_chunk.cu) into
+ * shared memory and L2. */
+#include "kernels/cuda/decode/attention_work.cuh"
 
-namespace mq_cuda {
-namespace decode {
-
-enum {
-    CHUNK = MQ_DECODE_CHUNK,
-    MAX_GROUPS = 8,
-    ANY_STEPS = 4,
-    JOIN_WARPS = 8,
-    ROOM_BYTES = 200 << 10
-};
-static const float LOG2_E = 1.44269504088896340736f;
-
-/* A chunk costs a block about as much to load as this many groups to compute: 256 keys of 1280 bytes from L2 against products at
- * the rate of the tensor cores. */
-enum { LOAD_COST = 2 };
-
-/* What a group of w sees, and its sums set to nothing; barriers are the caller's. */
-static __device__ __forceinline__ void start_groups(const room &r, const attention_job &job, const work &w, int pos0)
+namespace mq_cuda
 {
-    int i = (int)threadIdx.x;
-    if (i < w.n_groups) {
-        int pos = pos0 + (w.group0 + i) / job.row_groups, a = first_visible(job, pos) - w.start, b = pos + 1 - w.start;
-        r.sees[i].x = a > w.first ? (a < w.last ? a : w.last) : w.first;
-        r.sees[i].y = b < w.last ? (b > w.first ? b : w.first) : w.last;
-    }
-    if (i < w.n_groups * HEADS) {
-        r.most[i] = -INFINITY;
-        r.all[i] = 0.0f;
-    }
-}
+namespace decode
+{
 
+enum { JOIN_WARPS = 8, ROOM_BYTES = 200 << 10 };
 /* The rows of the step into the cache, a warp a row; nobody reads these slots in this step. */
-static __device__ __forceinline__ void store_rows(const attention_job &job, int kv_head, int n, int pos0)
+static __device__ __forceinline__ void store_rows(const attention_job &job, int kv_head, int n,
+                                                  int pos0)
 {
     int dim = job.kv.head_dim, v_dim = job.kv.v_head_dim, lane = (int)(threadIdx.x % WARP);
     for (int row = (int)(threadIdx.x / WARP); row < n; row += TILES) {
@@ -62,28 +41,28 @@ static __device__ __forceinline__ void store_rows(const attention_job &job, int 
     }
 }
 
-/* The keys of a warp's tile against all groups; x: their first STEPS * 16 dimensions. */
-template <int STEPS, int CHAINS, bool IS_FIXED>
-static __device__ __forceinline__ void score(key_values<STEPS> &x, const room &r, const attention_job &job, const work &w,
-                                             int tile, int key0)
+/* The keys of a warp's tile against all groups; x: their first ANY_STEPS * 16 dimensions. */
+static __device__ __forceinline__ void score(key_values &x, const room &r, const attention_job &job,
+                                             const work &w, int tile, int key0)
 {
     for (int step = 0;;) {
-        key_pieces<STEPS> k;
+        key_pieces k;
         split_keys(k, x);
-        bool is_last = IS_FIXED || step + STEPS == job.n_steps;
-        score_tile<STEPS, CHAINS>(r, k, job, w, tile, key0, step, is_last);
+        bool is_last = step + ANY_STEPS == job.n_steps;
+        score_tile(r, k, job, w, tile, key0, step, is_last);
         if (is_last)
             return;
-        step += STEPS;
-        load_cached_keys<STEPS, IS_FIXED>(x, job, w, key0, step);
-        load_own_keys<STEPS, IS_FIXED>(x, job, w, key0, step);
+        step += ANY_STEPS;
+        load_cached_keys(x, job, w, key0, step);
+        load_own_keys(x, job, w, key0, step);
     }
 }
 
 /* ---- windows ---- */
 
-static __device__ __forceinline__ void write_output(const room &r, const value_sums<1> &sums, const attention_job &job,
-                                                    const work &w, int row, int head0, const float sinks[2])
+static __device__ __forceinline__ void write_output(const room &r, const value_sums<1> &sums,
+                                                    const attention_job &job, const work &w,
+                                                    int row, int head0, const float sinks[2])
 {
     int g = (int)(threadIdx.x % WARP) / 4, v_dim = job.kv.v_head_dim;
     int column = w.column0 + (int)threadIdx.x / WARP * 16 + (int)threadIdx.x % 4 * 4;
@@ -97,7 +76,8 @@ static __device__ __forceinline__ void write_output(const room &r, const value_s
         float most = fmaxf(max, sink), shrink = exp2f(max - most), all = r.all[g + 8 * h] * shrink;
         all = job.sink ? all + exp2f(sink - most) : all;
         uint16_t *out = job.out + ((int64_t)row * job.n_heads + head) * v_dim + column;
-        float value[4] = {sums.at[0][0][2 * h], sums.at[0][1][2 * h], sums.at[0][0][2 * h + 1], sums.at[0][1][2 * h + 1]};
+        float value[4] = {sums.at[0][0][2 * h], sums.at[0][1][2 * h], sums.at[0][0][2 * h + 1],
+                          sums.at[0][1][2 * h + 1]};
 #pragma unroll
         for (int i = 0; i < 4; i++)
             if (column + i < v_dim)
@@ -127,8 +107,11 @@ static __global__ void __launch_bounds__(THREADS, 1) step_window_kernel(attentio
     if (row >= n) { /* the same in the whole block */
         wait_for_previous();
         for (int h = head0; h < head0 + HEADS && h < job.share; h++)
-            for (int d = w.column0 + (int)threadIdx.x; d < w.column0 + STRIP && d < job.kv.v_head_dim; d += THREADS)
-                job.out[((int64_t)row * job.n_heads + w.kv_head * job.share + h) * job.kv.v_head_dim + d] = 0;
+            for (int d = w.column0 + (int)threadIdx.x;
+                 d < w.column0 + STRIP && d < job.kv.v_head_dim; d += THREADS)
+                job.out[((int64_t)row * job.n_heads + w.kv_head * job.share + h) *
+                            job.kv.v_head_dim +
+                        d] = 0;
         return;
     }
     w.start = first_visible(job, pos0 + row);
@@ -136,28 +119,29 @@ static __global__ void __launch_bounds__(THREADS, 1) step_window_kernel(attentio
     w.own = pos0 - w.start;
     w.slot = w.start % (int)job.kv.n_slots;
     int tile = (int)threadIdx.x / WARP;
-    key_values<ANY_STEPS> x = {};
+    key_values x = {};
     tile_values v = {};
-    load_cached_keys<ANY_STEPS, false>(x, job, w, tile * KEYS, 0);
-    load_cached_values<false>(v, job, w, 0);
+    load_cached_keys(x, job, w, tile * KEYS, 0);
+    load_cached_values(v, job, w, 0);
     start_groups(r, job, w, pos0);
     float sinks[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int head = head0 + (int)(threadIdx.x % WARP) / 4 + 8 * h;
-        sinks[h] = job.sink && head < job.share ? job.sink[w.kv_head * job.share + head] * LOG2_E : -INFINITY;
+        sinks[h] = job.sink && head < job.share ? job.sink[w.kv_head * job.share + head] * LOG2_E
+                                                : -INFINITY;
     }
     wait_for_previous();
     load_own_values(v, job, w, 0);
-    load_own_keys<ANY_STEPS, false>(x, job, w, tile * KEYS, 0);
+    load_own_keys(x, job, w, tile * KEYS, 0);
     store_any_queries(r, job, w);
     __syncthreads(); /* queries are there */
-    score<ANY_STEPS, 3, false>(x, r, job, w, tile, tile * KEYS);
+    score(x, r, job, w, tile, tile * KEYS);
     __syncthreads(); /* weights of tiles are there */
-    join_tiles(r, job, w, 0);
+    join_tiles<TILES>(r, job, w, 0);
     __syncthreads(); /* factors are there */
     value_sums<1> sums = {};
-    join_sums(r, job, w);
+    join_sums<TILES>(r, job, w);
     add_values<1>(sums, r, v, job, w, 0);
     __syncthreads(); /* sums are there */
     write_output(r, sums, job, w, row, head0, sinks);
@@ -165,96 +149,8 @@ static __global__ void __launch_bounds__(THREADS, 1) step_window_kernel(attentio
 
 /* ---- chunks ---- */
 
-struct chunk_items {
-    int chunk0, n_chunks, pieces, n;
-};
-
-static __device__ __forceinline__ int ceil_div(int a, int b)
-{
-    return (a + b - 1) / b;
-}
-
-/* In how many pieces to cut the groups of a chunk, so that the blocks end together; at most max_groups each. */
-static __device__ __forceinline__ int best_split(int n_chunks, int n_groups, int max_groups, int n_blocks)
-{
-    int best = n_groups, least = INT32_MAX;
-    for (int s = ceil_div(n_groups, max_groups); s < 2 * n_groups; s *= 2) {
-        int pieces = s < n_groups ? s : n_groups;
-        int cost = ceil_div(n_chunks * pieces, n_blocks) * (ceil_div(n_groups, pieces) + LOAD_COST);
-        if (cost < least) {
-            least = cost;
-            best = pieces;
-        }
-    }
-    return best;
-}
-
-static __device__ __forceinline__ chunk_items items_of(const attention_job &job, int n, int pos0)
-{
-    chunk_items items;
-    items.chunk0 = first_visible(job, pos0) / CHUNK;
-    items.n_chunks = (pos0 + n - 1) / CHUNK - items.chunk0 + 1;
-    int whole = items.n_chunks * job.kv.n_kv_heads * job.n_strips;
-    items.pieces = best_split(whole, n * job.row_groups, job.n_pairs / HEADS, (int)gridDim.x);
-    items.n = whole * items.pieces;
-    return items;
-}
-
-static __device__ __forceinline__ work work_of(const attention_job &job, const chunk_items &items, int item, int n, int pos0)
-{
-    int n_groups = n * job.row_groups, piece = item % items.pieces;
-    work w = {};
-    item /= items.pieces;
-    w.chunk = item % items.n_chunks;
-    item /= items.n_chunks;
-    w.column0 = item % job.n_strips * STRIP;
-    w.kv_head = item / job.n_strips;
-    w.group0 = n_groups * piece / items.pieces;
-    w.n_groups = n_groups * (piece + 1) / items.pieces - w.group0;
-    w.start = (items.chunk0 + w.chunk) * CHUNK;
-    int lo = first_visible(job, pos0 + w.group0 / job.row_groups) - w.start;
-    int hi = pos0 + (w.group0 + w.n_groups - 1) / job.row_groups + 1 - w.start, own = pos0 - w.start;
-    w.first = lo < 0 ? 0 : lo < CHUNK ? lo : (int)CHUNK;
-    w.last = hi < CHUNK ? hi : (int)CHUNK;
-    w.own = own < CHUNK ? own : (int)CHUNK;
-    w.slot = (w.start + w.first) % (int)job.kv.n_slots;
-    return w;
-}
-
-/* What the cache holds of an item, into L2. */
-static __device__ __forceinline__ void prefetch(const attention_job &job, const work &w)
-{
-    for (int key = w.first + (int)threadIdx.x; key < w.last && key < w.own; key += THREADS) {
-        int64_t at = (int64_t)slot_of(job, w, key) * job.kv.n_kv_heads + w.kv_head;
-        prefetch_bulk_l2(job.kv.k + at * job.kv.head_dim, (uint32_t)job.kv.head_dim * 4);
-        prefetch_bulk_l2(job.kv.v + at * job.kv.v_head_dim, (uint32_t)job.kv.v_head_dim * 4);
-    }
-}
-
-static __device__ __forceinline__ void write_part(const room &r, const value_sums<MAX_GROUPS> &sums, const attention_job &job,
-                                                  const work &w, int n_rounds)
-{
-    int g = (int)(threadIdx.x % WARP) / 4, column = w.column0 + (int)threadIdx.x / WARP * 16 + (int)threadIdx.x % 4 * 4;
-#pragma unroll
-    for (int j = 0; j < MAX_GROUPS; j++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int row = (w.group0 + j) / job.row_groups, head = (w.group0 + j) % job.row_groups * HEADS + g + 8 * h;
-            if (j >= w.n_groups || head >= job.share)
-                continue;
-            head += w.kv_head * job.share;
-            if (column < job.v_dim4)
-                *(float4 *)(job.value + (((int64_t)w.chunk * job.n_heads + head) * ROWS + row) * job.v_dim4 + column) =
-                    float4{sums.at[j][0][2 * h], sums.at[j][1][2 * h], sums.at[j][0][2 * h + 1], sums.at[j][1][2 * h + 1]};
-            int pair = j * HEADS + g + 8 * h;
-            if (column == 0)
-                job.state[((int64_t)head * ROWS + row) * job.n_parts + w.chunk] =
-                    float2{r.most[n_rounds % 2 * job.n_pairs + pair], r.all[pair]};
-        }
-}
-
-template <int STEPS, bool IS_FIXED>
-static __device__ __forceinline__ void attend_chunk(const room &r, const attention_job &job, const work &w)
+static __device__ __forceinline__ void attend_chunk(const room &r, const attention_job &job,
+                                                    const work &w)
 {
     int warp = (int)threadIdx.x / WARP, round = 0;
     value_sums<MAX_GROUPS> sums = {};
@@ -262,25 +158,24 @@ static __device__ __forceinline__ void attend_chunk(const room &r, const attenti
         if (key0 >= w.last || key0 + TILES * KEYS <= w.first) /* the same in the whole block */
             continue;
         {
-            key_values<STEPS> x = {};
-            load_cached_keys<STEPS, IS_FIXED>(x, job, w, key0 + warp * KEYS, 0);
-            load_own_keys<STEPS, IS_FIXED>(x, job, w, key0 + warp * KEYS, 0);
-            score<STEPS, 2, IS_FIXED>(x, r, job, w, warp, key0 + warp * KEYS);
+            key_values x = {};
+            load_cached_keys(x, job, w, key0 + warp * KEYS, 0);
+            load_own_keys(x, job, w, key0 + warp * KEYS, 0);
+            score(x, r, job, w, warp, key0 + warp * KEYS);
         }
         tile_values v = {};
-        load_cached_values<IS_FIXED>(v, job, w, key0);
+        load_cached_values(v, job, w, key0);
         load_own_values(v, job, w, key0);
         __syncthreads(); /* weights of tiles are there */
-        join_tiles(r, job, w, round++);
+        join_tiles<TILES>(r, job, w, round++);
         __syncthreads(); /* factors are there */
-        join_sums(r, job, w);
+        join_sums<TILES>(r, job, w);
         add_values<MAX_GROUPS>(sums, r, v, job, w, key0);
         __syncthreads(); /* weights and factors are done with, sums are there */
     }
     write_part(r, sums, job, w, round);
 }
 
-template <int STEPS, bool IS_FIXED>
 static __global__ void __launch_bounds__(THREADS, 1) step_chunk_kernel(attention_job job)
 {
     MQ_SHARED_DYNAMIC(memory, float);
@@ -290,21 +185,14 @@ static __global__ void __launch_bounds__(THREADS, 1) step_chunk_kernel(attention
     int pos0 = (int)job.in->pos0;
     chunk_items items = items_of(job, n, pos0);
     work w = work_of(job, items, (int)blockIdx.x, n, pos0);
-    if (IS_FIXED && (int)blockIdx.x < items.n)
-        prefetch(job, w);
     wait_for_previous();
     for (int item = (int)blockIdx.x; item < items.n; item += (int)gridDim.x) {
         work next = work_of(job, items, item + (int)gridDim.x, n, pos0);
         if (w.first < w.last) { /* the same in the whole block: a row of the item sees the chunk */
             start_groups(r, job, w, pos0);
-            if (IS_FIXED)
-                store_fixed_queries<4>(r, job, w);
-            else
-                store_any_queries(r, job, w);
+            store_any_queries(r, job, w);
             __syncthreads(); /* queries are there */
-            if (IS_FIXED && item + (int)gridDim.x < items.n)
-                prefetch(job, next);
-            attend_chunk<STEPS, IS_FIXED>(r, job, w);
+            attend_chunk(r, job, w);
             __syncthreads(); /* the next item overwrites what was read */
         }
         w = next;
@@ -314,7 +202,8 @@ static __global__ void __launch_bounds__(THREADS, 1) step_chunk_kernel(attention
             store_rows(job, kv_head, n, pos0);
 }
 
-/* Parts of a (row, head): a block each.  Chunk c goes to warp c % 8, a lane has four columns; warps are added in ascending order. */
+/* Parts of a (row, head): a block each.  Chunk c goes to warp c % 8, a lane has four columns; warps
+ * are added in ascending order. */
 static __global__ void __launch_bounds__(JOIN_WARPS *WARP) join_kernel(attention_job job)
 {
     MQ_SHARED(values, float[JOIN_WARPS][STRIP]);
@@ -342,7 +231,8 @@ static __global__ void __launch_bounds__(JOIN_WARPS *WARP) join_kernel(attention
     int64_t step = (int64_t)job.n_heads * ROWS * job.v_dim4;
     for (int d0 = 0; d0 < v_dim; d0 += STRIP) {
         int d = d0 + 4 * lane;
-        const float *from = job.value + ((int64_t)head * ROWS + row) * job.v_dim4 + (d < job.v_dim4 ? d : 0) - chunk0 * step;
+        const float *from = job.value + ((int64_t)head * ROWS + row) * job.v_dim4 +
+                            (d < job.v_dim4 ? d : 0) - chunk0 * step;
         float4 value = {0.0f, 0.0f, 0.0f, 0.0f};
         float all = 0.0f;
 #pragma unroll 8
@@ -375,7 +265,8 @@ static __global__ void __launch_bounds__(JOIN_WARPS *WARP) join_kernel(attention
 /* ---- the table ---- */
 
 /* A block a row; rounding as in kernels/cuda/rope.cu. */
-static __global__ void rope_table_kernel(float *table, int half, float theta, const mq_decode_input *in)
+static __global__ void rope_table_kernel(float *table, int half, float theta,
+                                         const mq_decode_input *in)
 {
     float *row = table + (int64_t)blockIdx.x * 2 * half;
     wait_for_previous();
@@ -390,12 +281,13 @@ static __global__ void rope_table_kernel(float *table, int half, float theta, co
     }
 }
 
-mq_status rope_table(mq_dev *dev, float *table, int rotary_dims, double theta, const mq_decode_input *in, mq_err *err)
+mq_status rope_table(mq_dev *dev, float *table, int rotary_dims, double theta,
+                     const mq_decode_input *in, mq_err *err)
 {
     if (rotary_dims < 2)
         return MQ_OK;
-    return launch_dependent(dev, err, "step rope", rope_table_kernel, dim3(ROWS), WARP, 0, table, rotary_dims / 2,
-                            (float)theta, in);
+    return launch_dependent(dev, err, "step rope", rope_table_kernel, dim3(ROWS), WARP, 0, table,
+                            rotary_dims / 2, (float)theta, in);
 }
 
 /* ---- sizes and launches ---- */
@@ -419,9 +311,10 @@ static bool is_aligned(const void *p)
 
 static bool is_fixed(const mq_decode_attention *a)
 {
-    return a->kv.head_dim == FIXED_STEPS * 16 && a->kv.v_head_dim == STRIP && a->rotary_dims == 2 * FIXED_HALF &&
-           a->q_stride % 4 == 0 && a->k_stride % 4 == 0 && a->v_stride % 4 == 0 && is_aligned(a->v) && is_aligned(a->kv.k) && is_aligned(a->kv.v) && is_aligned(a->q) &&
-           is_aligned(a->k) && is_aligned(a->rope);
+    return a->kv.head_dim == FIXED_STEPS * 16 && a->kv.v_head_dim == STRIP &&
+           a->rotary_dims == 2 * FIXED_HALF && a->q_stride % 4 == 0 && a->k_stride % 4 == 0 &&
+           a->v_stride % 4 == 0 && is_aligned(a->v) && is_aligned(a->kv.k) && is_aligned(a->kv.v) &&
+           is_aligned(a->q) && is_aligned(a->k) && is_aligned(a->rope);
 }
 
 static attention_job job_of(const mq_decode_attention *a)
@@ -446,8 +339,7 @@ static attention_job job_of(const mq_decode_attention *a)
     job.v_scale = a->v_scale;
     job.scale = (float)(1.4426950408889634 / sqrt((double)a->kv.head_dim));
     job.v_dim4 = (a->kv.v_head_dim + 3) / 4 * 4;
-    int steps = is_fixed(a) ? (int)FIXED_STEPS : (int)ANY_STEPS;
-    job.n_steps = (a->kv.head_dim + 16 * steps - 1) / (16 * steps) * steps;
+    job.n_steps = (a->kv.head_dim + 16 * ANY_STEPS - 1) / (16 * ANY_STEPS) * ANY_STEPS;
     job.n_strips = (a->kv.v_head_dim + STRIP - 1) / STRIP;
     job.n_pairs = is_direct(a->window) ? HEADS : MAX_GROUPS * HEADS;
     while (room_bytes(job.n_pairs, job.n_steps) > ROOM_BYTES)
@@ -459,13 +351,15 @@ mq_status check_attention(const mq_kv *kv, int n_heads, int rotary_dims, mq_err 
 {
     const int most = 1024; /* two groups have room in shared memory */
     if (n_heads % kv->n_kv_heads != 0)
-        return mq_fail(err, MQ_E_UNSUPPORTED, "%d heads are no multiple of %d KV heads", n_heads, kv->n_kv_heads);
+        return mq_fail(err, MQ_E_UNSUPPORTED, "%d heads are no multiple of %d KV heads", n_heads,
+                       kv->n_kv_heads);
     if (rotary_dims < 0 || rotary_dims % 2 != 0 || rotary_dims > kv->head_dim)
-        return mq_fail(err, MQ_E_UNSUPPORTED, "%d rotary dimensions of %d: expected an even number of at most as many",
+        return mq_fail(err, MQ_E_UNSUPPORTED,
+                       "%d rotary dimensions of %d: expected an even number of at most as many",
                        rotary_dims, kv->head_dim);
     if (kv->head_dim > most || kv->v_head_dim > most)
-        return mq_fail(err, MQ_E_UNSUPPORTED, "heads of %d and %d dimensions: expected at most %d", kv->head_dim,
-                       kv->v_head_dim, most);
+        return mq_fail(err, MQ_E_UNSUPPORTED, "heads of %d and %d dimensions: expected at most %d",
+                       kv->head_dim, kv->v_head_dim, most);
     return MQ_OK;
 }
 
@@ -480,22 +374,26 @@ int64_t attention_bytes(int n_heads, int v_head_dim, int window, int64_t max_con
 mq_status attention(mq_dev *dev, const mq_decode_attention *a, mq_err *err)
 {
     attention_job job = job_of(a);
-    bool fixed = is_fixed(a);
+    bool fixed = is_fixed(a) && dev->can_start_early; /* bulk copies */
     int64_t groups = (int64_t)a->kv.n_kv_heads * ROWS * job.row_groups * job.n_strips;
-    if (is_direct(a->window) && fixed && dev->can_start_early) /* bulk copies */
+    if (is_direct(a->window) && fixed)
         return fixed_window(dev, &job, err);
     if (is_direct(a->window))
-        return launch_dependent(dev, err, "step attention", step_window_kernel, dim3((unsigned)(groups + a->kv.n_kv_heads)),
-                                THREADS, (size_t)room_bytes(job.n_pairs, job.n_steps), job);
+        return launch_dependent(dev, err, "step attention", step_window_kernel,
+                                dim3((unsigned)(groups + a->kv.n_kv_heads)), THREADS,
+                                (size_t)room_bytes(job.n_pairs, job.n_steps), job);
     job.n_parts = n_parts(a->window, a->max_context);
     job.value = (float *)a->workspace;
     job.state = (float2 *)(job.value + job.n_parts * a->n_heads * ROWS * job.v_dim4);
-    MQ_TRY(launch_dependent(dev, err, "step attention",
-                            fixed ? step_chunk_kernel<FIXED_STEPS, true> : step_chunk_kernel<ANY_STEPS, false>,
-                            dim3(n_blocks(job.n_parts * groups, 1, dev->n_processors)), THREADS,
-                            (size_t)room_bytes(job.n_pairs, job.n_steps), job));
-    return launch_dependent(dev, err, "step attention: join", join_kernel, dim3((unsigned)(a->n_heads * ROWS)),
-                            JOIN_WARPS * WARP, 0, job);
+    int blocks = (int)n_blocks(job.n_parts * groups, 1, dev->n_processors);
+    if (fixed)
+        MQ_TRY(fixed_chunks(dev, &job, blocks, err));
+    else
+        MQ_TRY(launch_dependent(dev, err, "step attention", step_chunk_kernel,
+                                dim3((unsigned)blocks), THREADS,
+                                (size_t)room_bytes(job.n_pairs, job.n_steps), job));
+    return launch_dependent(dev, err, "step attention: join", join_kernel,
+                            dim3((unsigned)(a->n_heads * ROWS)), JOIN_WARPS * WARP, 0, job);
 }
 
 } // namespace decode

@@ -1,17 +1,17 @@
-/* Attention of the decode step through a window, for the released models' heads: 192 dimensions of which 64 turn, 128 columns.
+/* Attention of the decode step through a window, for the released models' heads: 192 dimensions of
+ * which 64 turn, 128 columns.
  *
- * The same sums as step_attention.cu's, but the whole window comes into shared memory: a bulk copy a row of the cache, under way
- * before the kernel in front of this one has finished, then the step's own rows.  What remains is small loops, because
- * such a kernel runs once a layer and its instructions come from far away every time.  A block has a group (16 heads of a
- * row), each of its eight warps a tile of 16 keys, then 16 columns. */
-#include "kernels/cuda/decode/attention_tile.cuh"
+ * The same sums as step_attention.cu's, but the whole window comes into shared memory: a bulk copy
+ * a row of the cache, under way before the kernel in front of this one has finished, then the
+ * step's own rows.  What remains is small loops, because such a kernel runs once a layer and its
+ * instructions come from far away every time.  A block has a group (16 heads of a row), each of its
+ * eight warps a tile of 16 keys, then 16 columns. */
+#include "kernels/cuda/decode/attention_work.cuh"
 
-namespace mq_cuda {
-namespace decode {
-
-/* Floats from one row to the next: rows whose elements a warp reads together lie in different banks. */
-enum { DIM = 16 * FIXED_STEPS, KEY_STRIDE = DIM + 16, VALUE_STRIDE = STRIP + 4 };
-static const float LOG2_E = 1.44269504088896340736f;
+namespace mq_cuda
+{
+namespace decode
+{
 
 struct window_room {
     float keys[WINDOW][KEY_STRIDE];
@@ -22,13 +22,15 @@ struct window_room {
 };
 
 /* Cached rows: keys before own. */
-static __device__ __forceinline__ void fetch_window(window_room *r, const attention_job &job, const work &w)
+static __device__ __forceinline__ void fetch_window(window_room *r, const attention_job &job,
+                                                    const work &w)
 {
     int key = (int)threadIdx.x;
     if (key == 0) {
         mbarrier_init(&r->arrived, 1);
         mbarrier_fence_init();
-        mbarrier_arrive_expect_tx(&r->arrived, (uint32_t)(w.own * (DIM + STRIP) * (int)sizeof(float)));
+        mbarrier_arrive_expect_tx(&r->arrived,
+                                  (uint32_t)(w.own * (DIM + STRIP) * (int)sizeof(float)));
     }
     __syncthreads(); /* the barrier is there */
     if (key < w.own) {
@@ -41,39 +43,11 @@ static __device__ __forceinline__ void fetch_window(window_room *r, const attent
         *(float4 *)&r->values[row][key % WARP * 4] = float4{0.0f, 0.0f, 0.0f, 0.0f};
 }
 
-/* A row of the step as a warp reads it: a lane has 4 dimensions that do not turn, lanes 0 .. 7 8 that do, and 4 values. */
-struct own_row {
-    float4 rest, a, b, c, s, v;
-};
-static __device__ __forceinline__ void load_own_row(own_row &x, const attention_job &job, const work &w, int row)
-{
-    int d = (int)(threadIdx.x % WARP) * 4;
-    const float *k = job.k + row * job.k_stride + (int64_t)w.kv_head * DIM, *cos_sin = job.rope + row * 2 * FIXED_HALF;
-    x.rest = *(const float4 *)(k + 2 * FIXED_HALF + d);
-    x.v = *(const float4 *)(job.v + row * job.v_stride + (int64_t)w.kv_head * STRIP + d);
-    if (d < FIXED_HALF) {
-        x.a = *(const float4 *)(k + d);
-        x.b = *(const float4 *)(k + FIXED_HALF + d);
-        x.c = *(const float4 *)(cos_sin + d);
-        x.s = *(const float4 *)(cos_sin + FIXED_HALF + d);
-    }
-}
-static __device__ __forceinline__ void store_own_row(float *key, float *value, own_row &x, float v_scale)
-{
-    int d = (int)(threadIdx.x % WARP) * 4;
-    *(float4 *)(key + 2 * FIXED_HALF + d) = x.rest;
-    *(float4 *)(value + d) = float4{x.v.x * v_scale, x.v.y * v_scale, x.v.z * v_scale, x.v.w * v_scale};
-    if (d < FIXED_HALF) {
-        rotate4(x.a, x.b, x.c, x.s);
-        *(float4 *)(key + d) = x.a;
-        *(float4 *)(key + FIXED_HALF + d) = x.b;
-    }
-}
-
 /* Scores of a warp's tile, and their weights. */
 static __device__ __forceinline__ void score_window(window_room *r, const work &w)
 {
-    int lane = (int)(threadIdx.x % WARP), tile = (int)threadIdx.x / WARP, g = lane / 4, t = lane % 4;
+    int lane = (int)(threadIdx.x % WARP), tile = (int)threadIdx.x / WARP, g = lane / 4,
+        t = lane % 4;
     if (tile * KEYS >= w.last) { /* the same in the whole warp */
         if (lane < HEADS) {
             r->max[tile * HEADS + lane] = -INFINITY;
@@ -101,14 +75,17 @@ static __device__ __forceinline__ void score_window(window_room *r, const work &
 #pragma unroll
     for (int i = 0; i < 8; i++)
         c[0][i / 4][i % 4] += c[1][i / 4][i % 4] + c[2][i / 4][i % 4];
-    weigh(r->p + tile * UNIT + lane, r->max + tile * HEADS, r->sum + tile * HEADS, c[0], 0, w.last - tile * KEYS);
+    weigh(r->p + tile * UNIT + lane, r->max + tile * HEADS, r->sum + tile * HEADS, c[0], 0,
+          w.last - tile * KEYS);
 }
 
 /* A lane's heads are g and g + 8, its columns 4 t .. 4 t + 3 of the warp's 16. */
-static __device__ __forceinline__ void add_window(const window_room *r, const attention_job &job, const work &w, int row, int head0,
+static __device__ __forceinline__ void add_window(const window_room *r, const attention_job &job,
+                                                  const work &w, int row, int head0,
                                                   const float sinks[2])
 {
-    int lane = (int)(threadIdx.x % WARP), g = lane / 4, t = lane % 4, column = (int)threadIdx.x / WARP * 16;
+    int lane = (int)(threadIdx.x % WARP), g = lane / 4, t = lane % 4,
+        column = (int)threadIdx.x / WARP * 16;
     float max[2] = {-INFINITY, -INFINITY}, all[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int k = 0; k < TILES; k++)
@@ -123,7 +100,8 @@ static __device__ __forceinline__ void add_window(const window_room *r, const at
         value_pieces v;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            float2 a = *(const float2 *)(value + 8 * i * VALUE_STRIDE), b = *(const float2 *)(value + (8 * i + 1) * VALUE_STRIDE);
+            float2 a = *(const float2 *)(value + 8 * i * VALUE_STRIDE),
+                   b = *(const float2 *)(value + (8 * i + 1) * VALUE_STRIDE);
             split(v.hi[0][i], v.lo[0][i], a.x, b.x);
             split(v.hi[1][i], v.lo[1][i], a.y, b.y);
         }
@@ -141,13 +119,14 @@ static __device__ __forceinline__ void add_window(const window_room *r, const at
         int head = head0 + g + 8 * h;
         if (head >= job.share)
             continue;
-        float most = fmaxf(max[h], sinks[h]), shrink = exp2f(max[h] - most), total = all[h] * shrink;
+        float most = fmaxf(max[h], sinks[h]), shrink = exp2f(max[h] - most),
+              total = all[h] * shrink;
         total = job.sink ? total + exp2f(sinks[h] - most) : total;
         float scale = shrink / total;
         uint32_t low = bf16x2_of_floats(sums[0][2 * h] * scale, sums[1][2 * h] * scale);
         uint32_t high = bf16x2_of_floats(sums[0][2 * h + 1] * scale, sums[1][2 * h + 1] * scale);
-        *(uint2 *)(job.out + ((int64_t)row * job.n_heads + w.kv_head * job.share + head) * STRIP + column + 4 * t) =
-            uint2{low, high};
+        *(uint2 *)(job.out + ((int64_t)row * job.n_heads + w.kv_head * job.share + head) * STRIP +
+                   column + 4 * t) = uint2{low, high};
     }
 }
 
@@ -156,7 +135,8 @@ static __global__ void __launch_bounds__(THREADS, 1) fixed_window_kernel(attenti
     MQ_SHARED_DYNAMIC(memory, window_room);
     window_room *r = memory;
     let_next_start();
-    int n = job.in->n, pos0 = (int)job.in->pos0, n_groups = ROWS * job.row_groups, block = (int)blockIdx.x;
+    int n = job.in->n, pos0 = (int)job.in->pos0, n_groups = ROWS * job.row_groups,
+        block = (int)blockIdx.x;
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
     work w = {};
     w.kv_head = block / (n_groups + 1); /* the last of a head's blocks stores keys and values */
@@ -165,10 +145,13 @@ static __global__ void __launch_bounds__(THREADS, 1) fixed_window_kernel(attenti
     if (w.group0 == n_groups || row >= n) { /* the same in the whole block */
         wait_for_previous();
         if (row < ROWS)
-            for (int i = (int)threadIdx.x; i < HEADS * STRIP && head0 + i / STRIP < job.share; i += THREADS)
-                job.out[((int64_t)row * job.n_heads + w.kv_head * job.share + head0) * STRIP + i] = 0;
+            for (int i = (int)threadIdx.x; i < HEADS * STRIP && head0 + i / STRIP < job.share;
+                 i += THREADS)
+                job.out[((int64_t)row * job.n_heads + w.kv_head * job.share + head0) * STRIP + i] =
+                    0;
         else if (warp < n) {
-            int64_t at = (int64_t)((pos0 + warp) % (int)job.kv.n_slots) * job.kv.n_kv_heads + w.kv_head;
+            int64_t at =
+                (int64_t)((pos0 + warp) % (int)job.kv.n_slots) * job.kv.n_kv_heads + w.kv_head;
             own_row x = {};
             load_own_row(x, job, w, warp);
             store_own_row(job.kv.k + at * DIM, job.kv.v + at * STRIP, x, job.v_scale);
@@ -186,10 +169,12 @@ static __global__ void __launch_bounds__(THREADS, 1) fixed_window_kernel(attenti
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int head = head0 + lane / 4 + 8 * h;
-        sinks[h] = job.sink && head < job.share ? job.sink[w.kv_head * job.share + head] * LOG2_E : -INFINITY;
+        sinks[h] = job.sink && head < job.share ? job.sink[w.kv_head * job.share + head] * LOG2_E
+                                                : -INFINITY;
     }
     wait_for_previous();
-    int own0 = w.start > pos0 ? w.start - pos0 : 0, key = pos0 + own0 + warp - w.start; /* a warp a row of the step */
+    int own0 = w.start > pos0 ? w.start - pos0 : 0,
+        key = pos0 + own0 + warp - w.start; /* a warp a row of the step */
     own_row x = {};
     if (key < w.last)
         load_own_row(x, job, w, own0 + warp);
@@ -209,8 +194,8 @@ static __global__ void __launch_bounds__(THREADS, 1) fixed_window_kernel(attenti
 mq_status fixed_window(mq_dev *dev, const attention_job *job, mq_err *err)
 {
     return launch_dependent(dev, err, "step attention", fixed_window_kernel,
-                            dim3((unsigned)(job->kv.n_kv_heads * (ROWS * job->row_groups + 1))), THREADS, sizeof(window_room),
-                            *job);
+                            dim3((unsigned)(job->kv.n_kv_heads * (ROWS * job->row_groups + 1))),
+                            THREADS, sizeof(window_room), *job);
 }
 
 } // namespace decode
