@@ -28,7 +28,7 @@ enum {
     REDUCERS = 2,
     SUM_BUFFERS = 3,
     DOWN_UNITS = 4, /* of a place */
-    STAGES = 3, /* 78 KB under way; more only queue, and everybody's x and h wait behind them: 4 and 6 were slower on an H200 */
+    STAGES = 2, /* 52 KB under way; more only queue, and everybody's x and h wait behind them: 3, 4 and 6 were slower on an H200 */
     MOST_EXPERTS = 1024, /* whose addresses are staged */
     SHARED_LIMIT = 227 << 10,
     HALF_UP = 1,
