@@ -135,6 +135,25 @@ static __device__ __forceinline__ void write_part(const room &r, const value_sum
  * in different banks. */
 enum { DIM = 16 * FIXED_STEPS, KEY_STRIDE = DIM + 16, VALUE_STRIDE = STRIP + 4 };
 
+/* Rows of the cache, a warp a row at a time: keys from .. to - 1 to the rows of shared memory
+ * behind to. */
+template <int WIDTH>
+static __device__ __forceinline__ void copy_rows(float *to, int stride, const float *cache,
+                                                 const attention_job &job, const work &w, int first,
+                                                 int last)
+{
+    int lane = (int)(threadIdx.x % WARP) * 4;
+#pragma unroll 4
+    for (int key = first + (int)threadIdx.x / WARP; key < last; key += TILES) {
+        const float *from =
+            cache + ((int64_t)slot_of(job, w, key) * job.kv.n_kv_heads + w.kv_head) * WIDTH + lane;
+        float *row = to + (key - first) * stride + lane;
+        copy_async16(row, from);
+        if (WIDTH > 4 * WARP && lane < WIDTH - 4 * WARP)
+            copy_async16(row + 4 * WARP, from + 4 * WARP);
+    }
+}
+
 /* A row of the step as a warp reads it: a lane has 4 dimensions that do not turn, lanes 0 .. 7 8
  * that do, and 4 values. */
 struct own_row {

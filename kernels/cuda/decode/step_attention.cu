@@ -374,7 +374,7 @@ int64_t attention_bytes(int n_heads, int v_head_dim, int window, int64_t max_con
 mq_status attention(mq_dev *dev, const mq_decode_attention *a, mq_err *err)
 {
     attention_job job = job_of(a);
-    bool fixed = is_fixed(a) && dev->can_start_early; /* bulk copies */
+    bool fixed = is_fixed(a) && dev->can_start_early; /* and has as much shared memory */
     int64_t groups = (int64_t)a->kv.n_kv_heads * ROWS * job.row_groups * job.n_strips;
     if (is_direct(a->window) && fixed)
         return fixed_window(dev, &job, err);

@@ -1,11 +1,11 @@
 /* Chunks of the decode step's attention for the released models' heads: 192 dimensions of which 64
  * turn, 128 columns.
  *
- * The same sums as step_attention.cu's, but keys and values come to shared memory by bulk copies,
- * 64 positions a round: the next round's keys while this one's values are added, the next one's
- * values while its scores are made; all of a chunk goes to L2 first. Loops are small, because such
- * a kernel runs once a layer and its instructions come from far away every time.  Of a round a warp
- * has the scores of a tile for half of the groups, then 16 columns of values for all. */
+ * The same sums as step_attention.cu's, but keys and values come to shared memory by asynchronous
+ * copies, 64 positions a round: the next round's keys while this one's values are added, the next
+ * one's values while its scores are made; all of a chunk goes to L2 first. Loops are small, because
+ * such a kernel runs once a layer and its instructions come from far away every time.  Of a round a
+ * warp has the scores of a tile for half of the groups, then 16 columns of values for all. */
 #include "kernels/cuda/decode/attention_work.cuh"
 
 namespace mq_cuda
@@ -28,44 +28,48 @@ struct chunk_room {
         factor[ROUND_TILES * MAX_GROUPS * HEADS];
     float most[2 * MAX_GROUPS * HEADS], shrink[MAX_GROUPS * HEADS], all[MAX_GROUPS * HEADS];
     key_range sees[MAX_GROUPS];
-    uint64_t keys_arrived, values_arrived;
 };
 
-/* What the cache holds of an item, into L2. */
+/* What the cache holds of an item, into L2, a tile of all KV heads at a time: their blocks share
+ * the tiles. */
 static __device__ __forceinline__ void prefetch(const attention_job &job, const work &w)
 {
-    for (int key = w.first + (int)threadIdx.x; key < w.last && key < w.own; key += THREADS) {
-        int64_t at = (int64_t)slot_of(job, w, key) * job.kv.n_kv_heads + w.kv_head;
-        prefetch_bulk_l2(job.kv.k + at * job.kv.head_dim, (uint32_t)job.kv.head_dim * 4);
-        prefetch_bulk_l2(job.kv.v + at * job.kv.v_head_dim, (uint32_t)job.kv.v_head_dim * 4);
-    }
+    int n_heads = job.kv.n_kv_heads, tile = (int)threadIdx.x / 2, key = tile * KEYS;
+    if (tile >= CHUNK / KEYS || tile % n_heads != w.kv_head || key < w.first ||
+        key + KEYS > w.last || key + KEYS > w.own)
+        return;
+    int64_t slot = slot_of(job, w, key);
+    if (slot + KEYS > job.kv.n_slots)
+        return;
+    if (threadIdx.x % 2 == 0)
+        prefetch_bulk_l2(job.kv.k + slot * n_heads * DIM,
+                         (uint32_t)(KEYS * n_heads * DIM * (int)sizeof(float)));
+    else
+        prefetch_bulk_l2(job.kv.v + slot * n_heads * STRIP,
+                         (uint32_t)(KEYS * n_heads * STRIP * (int)sizeof(float)));
 }
 
-/* Keys or values of the round at key0 that the cache holds; all threads call, 64 of them copy. */
+/* Keys or values of the round at key0 that the cache holds, a group of asynchronous copies even
+ * where there are none. */
+template <int WIDTH>
 static __device__ __forceinline__ void fetch_round(float *to, int stride, const float *cache,
-                                                   int width, uint64_t *arrived,
                                                    const attention_job &job, const work &w,
                                                    int key0)
 {
-    int key = key0 + (int)threadIdx.x, end = w.last < w.own ? w.last : w.own;
+    int end = w.last < w.own ? w.last : w.own;
     int a = key0 > w.first ? key0 : w.first, b = key0 + ROUND < end ? key0 + ROUND : end;
-    if (threadIdx.x == 0)
-        mbarrier_arrive_expect_tx(arrived,
-                                  (uint32_t)(a < b ? (b - a) * width * (int)sizeof(float) : 0));
-    if (key >= a && key < b)
-        copy_bulk(to + threadIdx.x * stride,
-                  cache + ((int64_t)slot_of(job, w, key) * job.kv.n_kv_heads + w.kv_head) * width,
-                  (uint32_t)(width * (int)sizeof(float)), arrived);
+    copy_rows<WIDTH>(to + (a - key0) * stride, stride, cache, job, w, a, b);
+    copy_async_commit();
 }
 static __device__ __forceinline__ void fetch_keys(chunk_room *c, const attention_job &job,
                                                   const work &w, int key0)
 {
-    fetch_round(c->keys[0], KEY_STRIDE, job.kv.k, DIM, &c->keys_arrived, job, w, key0);
+    fetch_round<DIM>(c->keys[0], KEY_STRIDE, job.kv.k, job, w, key0);
 }
 static __device__ __forceinline__ void fetch_values(chunk_room *c, const attention_job &job,
                                                     const work &w, int key0)
 {
-    fetch_round(c->values[0], VALUE_STRIDE, job.kv.v, STRIP, &c->values_arrived, job, w, key0);
+    fetch_round<STRIP>(c->values[0], VALUE_STRIDE, job.kv.v, job, w, key0);
 }
 
 /* The step's own rows of the round, a warp a row. */
@@ -80,7 +84,6 @@ static __device__ __forceinline__ void place_own_rows(chunk_room *c, const atten
         load_own_row(x, job, w, key - w.own);
         store_own_row(c->keys[key - key0], c->values[key - key0], x, job.v_scale);
     }
-    mbarrier_fence_init(); /* before bulk copies to the same place */
 }
 
 /* Scores of a tile for the part's groups, and their weights. */
@@ -188,9 +191,9 @@ static __device__ __forceinline__ void add_round(value_sums<MAX_GROUPS> &sums, c
     }
 }
 
-/* All groups of w through its chunk; n_before: rounds that the block has had. */
-static __device__ __forceinline__ int
-attend_chunk(chunk_room *c, const room &r, const attention_job &job, const work &w, int n_before)
+/* All groups of w through its chunk. */
+static __device__ __forceinline__ void attend_chunk(chunk_room *c, const room &r,
+                                                    const attention_job &job, const work &w)
 {
     value_sums<MAX_GROUPS> sums = {};
     int key0 = w.first / ROUND * ROUND, round = 0;
@@ -200,28 +203,21 @@ attend_chunk(chunk_room *c, const room &r, const attention_job &job, const work 
     store_fixed_queries<4>(r, job, w);
 #pragma unroll 1
     for (; key0 < w.last; key0 += ROUND, round++) {
-        unsigned parity = (unsigned)(n_before + round) % 2;
         place_own_rows(c, job, w, key0);
-        while (!mbarrier_try_wait(&c->keys_arrived, parity))
-            ;
-        __syncthreads(); /* queries and own rows are there */
+        copy_async_wait<1>();
+        __syncthreads(); /* keys, queries and own rows are there */
         score_round(c, job, w, key0);
         __syncthreads(); /* weights are there, keys are done with */
-        bool has_next = key0 + ROUND < w.last;
-        if (has_next)
-            fetch_keys(c, job, w, key0 + ROUND);
+        fetch_keys(c, job, w, key0 + ROUND);
         join_tiles<ROUND_TILES>(r, job, w, round);
-        while (!mbarrier_try_wait(&c->values_arrived, parity))
-            ;
-        __syncthreads(); /* factors are there */
+        copy_async_wait<1>();
+        __syncthreads(); /* values and factors are there */
         join_sums<ROUND_TILES>(r, job, w);
         add_round(sums, c, job, w, key0);
         __syncthreads(); /* weights, factors and values are done with, sums are there */
-        if (has_next)
-            fetch_values(c, job, w, key0 + ROUND);
+        fetch_values(c, job, w, key0 + ROUND);
     }
     write_part(r, sums, job, w, round);
-    return n_before + round;
 }
 
 static __global__ void __launch_bounds__(THREADS, 1) fixed_chunk_kernel(attention_job job)
@@ -229,24 +225,18 @@ static __global__ void __launch_bounds__(THREADS, 1) fixed_chunk_kernel(attentio
     MQ_SHARED_DYNAMIC(c, chunk_room);
     let_next_start();
     room r = {c->q, c->p, c->max, c->sum, c->factor, c->most, c->shrink, c->all, c->sees};
-    int n = job.in->n, pos0 = (int)job.in->pos0, warp = (int)threadIdx.x / WARP, rounds = 0;
+    int n = job.in->n, pos0 = (int)job.in->pos0, warp = (int)threadIdx.x / WARP;
     chunk_items items = items_of(job, n, pos0);
     work w = work_of(job, items, (int)blockIdx.x, n, pos0);
     if ((int)blockIdx.x < items.n)
         prefetch(job, w);
-    if (threadIdx.x == 0) {
-        mbarrier_init(&c->keys_arrived, 1);
-        mbarrier_init(&c->values_arrived, 1);
-        mbarrier_fence_init();
-    }
-    __syncthreads(); /* the barriers are there */
     wait_for_previous();
     for (int item = (int)blockIdx.x; item < items.n; item += (int)gridDim.x) {
         work next = work_of(job, items, item + (int)gridDim.x, n, pos0);
         if (item + (int)gridDim.x < items.n)
             prefetch(job, next);
         if (w.first < w.last) /* the same in the whole block: a row of the item sees the chunk */
-            rounds = attend_chunk(c, r, job, w, rounds);
+            attend_chunk(c, r, job, w);
         __syncthreads(); /* the next item overwrites what was read */
         w = next;
     }

@@ -18,7 +18,6 @@ struct window_room {
     float values[WINDOW][VALUE_STRIDE];
     uint4 q[FIXED_STEPS * UNIT], p[TILES * UNIT];
     float max[TILES * HEADS], sum[TILES * HEADS];
-    uint64_t arrived;
 };
 
 /* Cached rows: keys before own. */
@@ -26,18 +25,9 @@ static __device__ __forceinline__ void fetch_window(window_room *r, const attent
                                                     const work &w)
 {
     int key = (int)threadIdx.x;
-    if (key == 0) {
-        mbarrier_init(&r->arrived, 1);
-        mbarrier_fence_init();
-        mbarrier_arrive_expect_tx(&r->arrived,
-                                  (uint32_t)(w.own * (DIM + STRIP) * (int)sizeof(float)));
-    }
-    __syncthreads(); /* the barrier is there */
-    if (key < w.own) {
-        int64_t at = (int64_t)slot_of(job, w, key) * job.kv.n_kv_heads + w.kv_head;
-        copy_bulk(r->keys[key], job.kv.k + at * DIM, DIM * sizeof(float), &r->arrived);
-        copy_bulk(r->values[key], job.kv.v + at * STRIP, STRIP * sizeof(float), &r->arrived);
-    }
+    copy_rows<DIM>(r->keys[0], KEY_STRIDE, job.kv.k, job, w, 0, w.own);
+    copy_rows<STRIP>(r->values[0], VALUE_STRIDE, job.kv.v, job, w, 0, w.own);
+    copy_async_commit();
     /* weights of keys that do not exist are 0: so their values must be numbers */
     for (int row = w.last + key / WARP; row < (w.last + KEYS - 1) / KEYS * KEYS; row += TILES)
         *(float4 *)&r->values[row][key % WARP * 4] = float4{0.0f, 0.0f, 0.0f, 0.0f};
@@ -183,9 +173,8 @@ static __global__ void __launch_bounds__(THREADS, 1) fixed_window_kernel(attenti
     store_fixed_queries<2>(q, job, w);
     if (key < w.last)
         store_own_row(r->keys[key], r->values[key], x, job.v_scale);
-    while (!mbarrier_try_wait(&r->arrived, 0))
-        ;
-    __syncthreads(); /* queries and own rows are there */
+    copy_async_wait<0>();
+    __syncthreads(); /* keys, queries and own rows are there */
     score_window(r, w);
     __syncthreads(); /* weights are there */
     add_window(r, job, w, row, head0, sinks);
