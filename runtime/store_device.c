@@ -23,6 +23,11 @@ mq_status mq_place_alloc(mq_place *p, mq_slot *slot, int64_t n_bytes, mq_err *er
     return MQ_OK;
 }
 
+mq_status mq_place_keep(mq_place *p, const mq_backend *backend, mq_slot *slot, int64_t n_bytes, mq_err *err)
+{
+    return backend->in_place || p->load ? mq_place_alloc(p, slot, n_bytes, err) : mq_slot_alloc(slot, n_bytes, err);
+}
+
 mq_status mq_place_copy(mq_place *p, mq_slot *slot, mq_err *err)
 {
     if (slot->load) {

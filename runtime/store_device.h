@@ -26,6 +26,8 @@ typedef struct mq_place {
 /* An empty slot that is the device's own memory (the host's where kernels is NULL), to be filled there.  MQ_E_NOMEM,
  * MQ_E_DEVICE. */
 mq_status mq_place_alloc(mq_place *p, mq_slot *slot, int64_t n_bytes, mq_err *err);
+/* A slot that stays: mq_place_alloc's where the backend, or a load, fills it in place, else the host's, to be copied. */
+mq_status mq_place_keep(mq_place *p, const mq_backend *backend, mq_slot *slot, int64_t n_bytes, mq_err *err);
 /* Run the slot's load; or else copy what slot holds to its memory on the device, allocated at the first call for all that it
  * may hold.  MQ_E_NOMEM, MQ_E_DEVICE; statuses of mq_load_run. */
 mq_status mq_place_copy(mq_place *p, mq_slot *slot, mq_err *err);

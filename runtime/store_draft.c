@@ -36,12 +36,6 @@ void mq_drafters_release(mq_drafters *d)
     *d = (mq_drafters){.held = -1};
 }
 
-/* A slot that stays, for a load where one is under way. */
-static mq_status slot_alloc(mq_place *p, mq_slot *slot, int64_t n_bytes, mq_err *err)
-{
-    return p->load ? mq_place_alloc(p, slot, n_bytes, err) : mq_slot_alloc(slot, n_bytes, err);
-}
-
 /* Layer i of the row into out [ranks.n], as the backend leaves it. */
 static mq_status read_layer(const mq_drafters *d, void *reader, mq_slot *slot,
                             mq_draft_layer_weights *out, int i, mq_err *err)
@@ -113,7 +107,7 @@ static mq_status load_shared(mq_drafters *d, void *reader, mq_err *err)
     if (d->has_shared)
         return MQ_OK;
     mq_place_free(d->place, &d->shared_slot);
-    MQ_TRY(slot_alloc(d->place, &d->shared_slot, d->shared_bytes, err));
+    MQ_TRY(mq_place_keep(d->place, d->backend, &d->shared_slot, d->shared_bytes, err));
     MQ_TRY(d->backend->ops->draft(d->backend->impl, reader, &d->shared_slot, &d->shared, err));
     MQ_TRY(mq_place_copy(d->place, &d->shared_slot, err));
     mq_place_move_draft(&d->shared_slot, &d->shared);
@@ -128,7 +122,7 @@ mq_status mq_drafters_load(mq_drafters *d, int64_t *n_bytes, void *reader, int64
         return load_shared(d, reader, err);
     }
     *n_bytes = d->layer_bytes[i];
-    MQ_TRY(slot_alloc(d->place, &d->slots[i], d->layer_bytes[i], err));
+    MQ_TRY(mq_place_keep(d->place, d->backend, &d->slots[i], d->layer_bytes[i], err));
     return place_layer(d, reader, &d->slots[i], d->layers + i * d->ranks.n, (int)i, err);
 }
 
@@ -180,7 +174,7 @@ mq_status mq_drafters_layer(mq_drafters *d, void *reader, mq_draft_layer_weights
         d->held = -1;
         d->layer_slot.used = 0;
         if (!d->layer_slot.mem)
-            MQ_TRY(mq_slot_alloc(&d->layer_slot, d->max_layer_bytes, err));
+            MQ_TRY(mq_place_keep(d->place, d->backend, &d->layer_slot, d->max_layer_bytes, err));
         MQ_TRY(place_layer(d, reader, &d->layer_slot, d->layer, i, err));
         d->held = i;
     }

@@ -67,8 +67,7 @@ static inline int mq_store_held_rank(const mq_store *s, int64_t i)
 /* A slot that the store keeps. */
 static inline mq_status mq_store_slot(mq_store *s, mq_slot *slot, int64_t n_bytes, mq_err *err)
 {
-    return s->backend.in_place || s->place.load ? mq_place_alloc(&s->place, slot, n_bytes, err)
-                               : mq_slot_alloc(slot, n_bytes, err);
+    return mq_place_keep(&s->place, &s->backend, slot, n_bytes, err);
 }
 
 /* Give back what a resident, or a streaming, store holds but for the final norm; both accept what is not there. */

@@ -336,6 +336,46 @@ START_TEST(the_first_layers_are_the_models)
 }
 END_TEST
 
+/* A whole speculative run of a rank alone, through the device's own steps: what the drafter reads is there. */
+START_TEST(a_made_up_drafter_proposes)
+{
+    static const char drafter[] =
+        "{\"model_type\": \"qwen3\", \"num_hidden_layers\": 2, \"hidden_size\": 128, \"intermediate_size\": 256,"
+        "\"num_attention_heads\": 8, \"num_key_value_heads\": 2, \"head_dim\": 32, \"partial_rotary_factor\": 0.5,"
+        "\"rope_theta\": 10000, \"rms_norm_eps\": 1e-5, \"sliding_window\": 16, \"block_size\": 8, \"num_target_layers\": 3,"
+        "\"dflash_config\": {\"target_layer_ids\": [0, 2], \"mask_token_id\": 500, \"block_size\": 8, \"use_swa\": true,"
+        "\"attention_sink_bias\": true}}";
+    char *drafter_path = mq_path_join(mq_test_dir(), "drafter.json");
+    FILE *f = fopen(drafter_path, "w");
+    ck_assert(f && fputs(drafter, f) >= 0 && fclose(f) == 0);
+    const char *path = write_config("");
+    for (int only = -1; only < 2; only += 2) {
+        mq_synthetic o = ALL;
+        o.only_rank = only;
+        o.drafter = drafter_path;
+        mq_engine *e;
+        mq_engine_options eo = {.n_ranks = 2, .n_threads = 2, .context = 128, .prefill_rows = 16, .synthetic = &o,
+                                .draft = MQ_DRAFT_DFLASH};
+        int32_t ids[40], guesses[7];
+        float confidence[7];
+        for (int i = 0; i < 40; i++)
+            ids[i] = (int32_t)(i * 37 % VOCAB);
+        mq_assert_ok(mq_engine_open(&e, path, cuda, &eo, &err), &err);
+        ck_assert_msg(!mq_engine_why_composed(e), "composed: %s", mq_engine_why_composed(e));
+        mq_assert_ok(mq_engine_prefill(e, ids, 40, &err), &err);
+        for (int rows = 1; rows <= 8; rows++) {
+            mq_assert_ok(mq_engine_propose(e, guesses, confidence, ids[rows], 7, &err), &err);
+            for (int i = 0; i < 7; i++)
+                ck_assert(guesses[i] >= 0 && guesses[i] < VOCAB && confidence[i] > 0.0f && confidence[i] <= 1.0f);
+            mq_assert_ok(mq_engine_step(e, ids, rows, &err), &err);
+            mq_engine_rollback(e, mq_engine_length(e) - rows / 2);
+        }
+        mq_engine_close(e);
+    }
+    free(drafter_path);
+}
+END_TEST
+
 START_TEST(what_cannot_be_is_refused)
 {
     const char *path = write_config("");
@@ -383,6 +423,7 @@ int main(void)
     tcase_add_test(t, a_device_fills_its_own_memory);
     tcase_add_test(t, skipped_positions_are_a_function_of_the_seed);
     tcase_add_test(t, the_first_layers_are_the_models);
+    tcase_add_test(t, a_made_up_drafter_proposes);
     tcase_add_test(t, what_cannot_be_is_refused);
     suite_add_tcase(s, t);
     return mq_test_run(s);
