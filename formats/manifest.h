@@ -95,9 +95,10 @@ typedef void (*mq_packed_progress_fn)(void *ctx, int64_t done_bytes, int64_t tot
 /* Read the whole folder: every shard against plan, index, digests, legal values and manifest; every carried file against its
  * digest; no file that is not listed, dflash/ included.  Files are spread over n_threads.  budget_bytes bounds the memory for
  * records of compressed models (plain ones pass in pieces of 4 MiB per thread).  progress may be NULL.
+ * stopped, which may be NULL, is asked before every file, from any thread: true ends with MQ_E_STOPPED.
  * MQ_E_FORMAT and MQ_E_HASH name file, tensor and rule (a missing file is MQ_E_FORMAT); MQ_E_IO; MQ_E_NOMEM. */
 mq_status mq_packed_verify(const mq_packed *p, int n_threads, int64_t budget_bytes, mq_packed_progress_fn progress, void *ctx,
-                           mq_err *err);
+                           bool (*stopped)(void), mq_err *err);
 
 #ifdef __cplusplus
 }

@@ -252,6 +252,7 @@ typedef struct folder_check {
     const mq_packed *p;
     int64_t budget_bytes; /* of one worker */
     mq_packed_progress_fn progress;
+    bool (*stopped)(void);
     void *ctx;
     pthread_mutex_t lock; /* of done_bytes and progress */
     int64_t done_bytes, total_bytes;
@@ -284,6 +285,8 @@ static mq_status verify_job(void *ctx, int64_t job, int worker, mq_err *err)
     folder_check *c = ctx;
     const mq_manifest *m = &c->p->manifest;
     bool is_shard = job < m->n_shards;
+    if (c->stopped && c->stopped())
+        return mq_fail(err, MQ_E_STOPPED, "%s: stopped while its files were checked", c->p->dir);
     MQ_TRY(is_shard ? verify_shard(c, job, err)
                     : check_extra(c->p, &m->extra[job - m->n_shards], err));
     pthread_mutex_lock(&c->lock);
@@ -351,12 +354,12 @@ static int n_workers(const mq_packed *p, int n_threads, int64_t budget_bytes)
 }
 
 mq_status mq_packed_verify(const mq_packed *p, int n_threads, int64_t budget_bytes,
-                           mq_packed_progress_fn progress, void *ctx, mq_err *err)
+                           mq_packed_progress_fn progress, void *ctx, bool (*stopped)(void), mq_err *err)
 {
     const mq_manifest *m = &p->manifest;
     int workers = n_workers(p, n_threads < 1 ? 1 : n_threads, budget_bytes);
     folder_check c = {
-        .p = p, .budget_bytes = budget_bytes / workers, .progress = progress, .ctx = ctx};
+        .p = p, .budget_bytes = budget_bytes / workers, .progress = progress, .ctx = ctx, .stopped = stopped};
     for (int64_t i = 0; i < m->n_shards; i++)
         c.total_bytes += m->shards[i].bytes;
     for (int64_t i = 0; i < m->n_extra; i++)

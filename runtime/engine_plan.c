@@ -5,7 +5,7 @@
 
 enum { DEFAULT_CONTEXT = 8192, DEFAULT_PREFILL = 1024 };
 
-static const int64_t RESERVE_BYTES = 512 << 20; /* of a device */
+static const int64_t RESERVE_BYTES = 1 << 30; /* of a device: prefill and its libraries take up to 430 MB at Pro's geometry */
 
 static int64_t at_most(int64_t a, int64_t b)
 {

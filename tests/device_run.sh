@@ -18,7 +18,7 @@ programs='test_cuda_device test_cuda_rows test_cuda_linear test_cuda_bf16 test_c
           test_cuda_codes test_cuda_gram test_cuda_solve test_cuda_ldlq test_cuda_refine test_cuda_prefill test_cuda_model test_cuda_load
           test_cuda_synthetic test_cuda_exchange test_cuda_draft test_cuda_decode test_cuda_calibrate'
 only_tests='test_speculative' # whole texts: too slow for the checkers
-benches='bench_cuda bench_cuda_experts bench_exchange'
+benches='bench_cuda bench_cuda_experts bench_cuda_draft bench_cuda_calibration bench_exchange bench_load'
 here=$(cd "$(dirname "$0")" && pwd)
 
 # Shared libraries of a program, but for those of the C library, which every machine brings.
@@ -134,6 +134,8 @@ run() {
                 wait
                 one bench bench_cuda ./bench_cuda
                 one bench bench_cuda_experts ./bench_cuda_experts cuda
+                one bench bench_cuda_draft ./bench_cuda_draft cuda 8
+                one bench bench_cuda_calibration ./bench_cuda_calibration 43750 48 6 64 gptq-bf16-4 imatrix-bf16-4
                 one bench bench_exchange ./bench_exchange
                 for context in 1024 32768; do # one rank of eight of Pro
                     one bench "pro-$context" ./mimo-run --device cuda:0 --bench --synthetic configs/pro.json --ranks 8 \

@@ -133,6 +133,7 @@ static mq_status open_streams(mq_calibration *c, mq_err *err)
         if (i < n) {
             MQ_TRY(c->k->alloc(c->benches[i].dev, &p, c->n_rows * c->m->hidden * (int64_t)sizeof(float), err));
             c->streams[i] = p;
+            MQ_TRY(c->k->dev_sync(c->benches[i].dev, err)); /* its zeros are there before another stream of the device writes */
         }
         c->benches[i].stream = c->streams[i % n];
     }

@@ -122,7 +122,7 @@ static mq_status verify_integrity(verify_state *v, checks *list, int n_threads, 
     v->done = 0;
     MQ_TRY(mq_progress_create(&v->progress, v->cli, "checking hashes and structure",
                               packed_bytes(v), "B", err));
-    mq_status st = mq_packed_verify(v->packed, n_threads, v->o->memory_bytes, set_bytes, v, err);
+    mq_status st = mq_packed_verify(v->packed, n_threads, v->o->memory_bytes, set_bytes, v, mq_cli_stopped, err);
     mq_progress_free(v->progress);
     v->progress = NULL;
     MQ_TRY(st);

@@ -72,7 +72,7 @@ mq_status launch_when(mq_dev *dev, mq_err *err, const char *what, bool early, un
         attributes[c.numAttrs++].val.clusterDim = {cluster, 1, 1};
     }
     cudaError_t e = cudaSetDevice(dev->ordinal);
-    if (e == cudaSuccess && shared_bytes > 48 << 10)
+    if (e == cudaSuccess && shared_bytes > 32 << 10) /* 48 KB without asking, what a kernel has of its own included */
         e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
     if (e == cudaSuccess)
         e = cudaLaunchKernelEx(&c, kernel, std::forward<A>(args)...);

@@ -45,8 +45,9 @@ static mq_status open_stream(mq_dev *dev, mq_err *err)
     snprintf(dev->name, sizeof dev->name, "cuda %d, %s, %d multiprocessors", dev->ordinal, prop.name,
              prop.multiProcessorCount);
     dev->n_processors = prop.multiProcessorCount;
-    dev->can_start_early = prop.major >= 9;
-    dev->has_clusters = CLUSTERS_RUN && prop.major >= 9;
+    bool is_9_0 = prop.major == 9 && prop.minor == 0; /* later ones run what is compiled for 8.0 */
+    dev->can_start_early = is_9_0;
+    dev->has_clusters = CLUSTERS_RUN && is_9_0;
     snprintf(dev->arch, sizeof dev->arch, "sm_%d%d", prop.major, prop.minor);
     MQ_TRY(check(dev, cudaSetDevice(dev->ordinal), "open", err));
     return check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "stream", err);

@@ -155,7 +155,7 @@ static mq_status open_and_verify(const char *dir, mq_err *err)
 {
     mq_packed *p;
     MQ_TRY(mq_packed_open(&p, dir, err));
-    mq_status st = mq_packed_verify(p, 2, 1 << 24, NULL, NULL, err);
+    mq_status st = mq_packed_verify(p, 2, 1 << 24, NULL, NULL, NULL, err);
     mq_packed_close(p);
     return st;
 }

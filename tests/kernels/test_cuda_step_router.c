@@ -19,7 +19,7 @@ static const geometry geometries[] = {
     {MQ_SCHEME_F32, 64, 64, 33, true},
     /* experts of a lane: 12, 16, 32 and 128; columns of one part (1536), and more */
     {MQ_SCHEME_F32, 384, 8, 1536, true},  {MQ_SCHEME_BF16, 385, 3, 36, false},  {MQ_SCHEME_F16, 1000, 8, 20, true},
-    {MQ_SCHEME_F32, 1025, 64, 12, true},  {MQ_SCHEME_F32, 20, 8, 1540, true},   {MQ_SCHEME_BF16, 13, 2, 6148, true},
+    {MQ_SCHEME_F32, 1025, 64, 12, true},  {MQ_SCHEME_F32, 1200, 64, 12, true},  {MQ_SCHEME_F32, 20, 8, 1540, true},   {MQ_SCHEME_BF16, 13, 2, 6148, true},
 };
 enum { N_GEOMETRIES = sizeof geometries / sizeof geometries[0] };
 

@@ -87,7 +87,7 @@ static void check_model(const char *checkpoint, const char *dir)
     mq_source *source;
     mq_comparison c;
     mq_assert_ok(mq_packed_open(&packed, dir, &err), &err);
-    mq_assert_ok(mq_packed_verify(packed, 2, 256 << 20, NULL, NULL, &err), &err);
+    mq_assert_ok(mq_packed_verify(packed, 2, 256 << 20, NULL, NULL, NULL, &err), &err);
     mq_assert_ok(mq_source_open(&source, checkpoint, &err), &err);
     mq_assert_ok(mq_compare_weights(&c, source, packed, 2, INT64_MAX, NULL, NULL, NULL, &err), &err);
     ck_assert_msg(c.n_different == 0, "%s", c.first_difference);

@@ -38,7 +38,7 @@ static double convert_and_compare(const mq_convert_options *opt)
     mq_assert_ok(mq_convert(&r, opt, &quiet_cli, &err), &err);
     mq_packed *packed;
     mq_assert_ok(mq_packed_open(&packed, opt->out_dir, &err), &err);
-    mq_assert_ok(mq_packed_verify(packed, 2, 256 << 20, NULL, NULL, &err), &err);
+    mq_assert_ok(mq_packed_verify(packed, 2, 256 << 20, NULL, NULL, NULL, &err), &err);
     mq_source *source;
     mq_assert_ok(mq_source_open(&source, opt->checkpoint, &err), &err);
     mq_comparison c;

@@ -1,7 +1,10 @@
 /* What the files of this folder define for step.cu: the operations of kernels/decode_parts.h, documented there.
  *
  * Kernels are launched with launch_dependent (common.cuh): weights, the step's input and cached keys and values of earlier
- * steps may be fetched before wait_for_previous(), activations only after it; every kernel calls it, so that work before the previous kernel has finished too. */
+ * steps may be fetched before wait_for_previous(), activations only after it; every kernel calls it, so that work before the
+ * previous kernel has finished too.  What another kernel of the same graph has written may be read before the wait only where the
+ * kernel just before this one waits before it lets this one start (experts, gate and up, then down): otherwise several
+ * kernels may be under way. */
 #ifndef MQ_KERNELS_CUDA_DECODE_DECODE_CUH
 #define MQ_KERNELS_CUDA_DECODE_DECODE_CUH
 

@@ -292,7 +292,8 @@ static __device__ __forceinline__ void add_values(const chunk_room &r, const dra
     }
 }
 
-/* Grid: chunks, pairs of heads of a KV head, KV heads.  Ring and input were written before the previous kernel began. */
+/* Grid: chunks, pairs of heads of a KV head, KV heads.  The input was written before the previous kernel began; the ring may still be
+ * being written: a kernel may let the next one start before it has waited for the last. */
 static __global__ void __launch_bounds__(THREADS) draft_attention_kernel(draft_attention job)
 {
     MQ_SHARED_DYNAMIC(room, float);
@@ -310,12 +311,12 @@ static __global__ void __launch_bounds__(THREADS) draft_attention_kernel(draft_a
     r.values = r.keys + KEYS * (h.dim + PAD);
     r.queries = r.values + KEYS * h.v_dim;
     r.weights = r.queries + PAIRS * h.dim;
-    load_ring(r.keys, h.dim + PAD, job.ring.k, h, h.dim, kv_head, at, pos);
-    load_ring(r.values, h.v_dim, job.ring.v, h, h.v_dim, kv_head, at, pos);
     row_work w = {};
     load_row_work(w, job);
     wait_for_previous();
     let_next_start();
+    load_ring(r.keys, h.dim + PAD, job.ring.k, h, h.dim, kv_head, at, pos);
+    load_ring(r.values, h.v_dim, job.ring.v, h, h.v_dim, kv_head, at, pos);
     __syncthreads(); /* zeros stand where the block's own keys go */
     prepare_row(r, job, w, kv_head, head0, n_heads, at, pos);
     __syncthreads();

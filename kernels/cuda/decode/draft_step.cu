@@ -152,7 +152,9 @@ static mq_status upload_rings(mq_draft_step *d, mq_err *err)
             const mq_draft_step_layer *layer = &d->model.ranks[r].layers[l];
             host[l * n_local + r] = draft_ring{layer->kv.k, layer->kv.v, layer->w.k_norm};
         }
-    cudaError_t e = cudaMemcpy(d->rings, host, n * sizeof *host, cudaMemcpyHostToDevice);
+    cudaError_t e = cudaMemcpyAsync(d->rings, host, n * sizeof *host, cudaMemcpyHostToDevice, d->dev->stream);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(d->dev->stream);
     free(host);
     return check(d->dev, e, "draft step: rings", err);
 }

@@ -177,7 +177,9 @@ static mq_status upload_tables(mq_decode *d, mq_err *err)
                 host[at + m->n_experts + e] = layer->experts[e].down.data;
             }
         }
-    cudaError_t e = cudaMemcpy(d->tables, host, (size_t)n * sizeof *host, cudaMemcpyHostToDevice);
+    cudaError_t e = cudaMemcpyAsync(d->tables, host, (size_t)n * sizeof *host, cudaMemcpyHostToDevice, d->dev->stream);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(d->dev->stream);
     free(host);
     return check(d->dev, e, "decode step: addresses", err);
 }

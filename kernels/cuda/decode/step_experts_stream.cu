@@ -450,6 +450,7 @@ static __device__ __forceinline__ void gather(const stream_state &s, unsigned la
         while (missing) {
             bool mine = (missing >> lane & 1u) && (all == 0 || load_acquire4(s.job.done + base + (int)lane) >= all);
             unsigned got = __ballot_sync(ALL_LANES, mine);
+            __syncwarp(); /* orders what other lanes acquired before this one's reads; a vote does not */
             if (got)
                 gather_experts(s, base, got, lane);
             missing &= ~got;
